@@ -1,0 +1,46 @@
+# Needs Python 3.11 or newer, pip and make; everything else goes into .venv. Another Python: make figures PYTHON=python3.12
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY := .venv/bin/python
+# the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones
+NBVAL := PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline $(PY) -m pytest \
+	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup figures test notebooks clean
+
+help: ## show this
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+setup: .venv/installed ## make .venv from requirements.lock (the other targets do it when needed)
+
+figures: setup ## run every notebook and write figures/; the executed notebooks are in build/notebooks/
+	@$(PY) -m cam_utils figures
+
+test: setup ## lint, unit tests, and the committed outputs of the notebooks against fresh ones
+	@echo "-- ruff"
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@echo "-- unit tests"
+	@$(PY) -m pytest
+	@echo "-- notebooks"
+	@$(NBVAL)
+
+notebooks: setup ## like figures, and put the fresh outputs into notebooks/, to be committed
+	@$(PY) -m cam_utils figures --write-back
+
+clean: ## delete build/ and caches; .venv and figures/ stay
+	@rm -rf build .pytest_cache .ruff_cache *.egg-info
+	@find cam_utils tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+.venv/installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python found: install Python 3.11, or make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is not: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Making .venv with $(PYTHON)"
+	@"$(PYTHON)" -m venv .venv || { echo "No venv: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+	@echo "Installing requirements.lock: minutes, and on Linux some 3 GB of downloads, the first time"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@echo "Installing cam_utils"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m cam_utils`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,212 @@
+"""The CAM methods, one function each: `method(model, layer, x, target) -> (N,h,w)`, signed, at the layer's resolution.
+
+Common to all: `layer` is a module of the model or its dotted name, with output (N,C,h,w); x (N,3,H,W) is the
+preprocessed input; target (N,) holds class ids (an int serves for all images). The model may be frozen or in training
+mode, the caller under `no_grad`; the model is left as it was. A layer that does not exist, is not reached or is reached twice, a
+non-finite input or output, or a target out of range raises ValueError. A is the activation (N,C,h,w), y the logit of the
+target, G = dy/dA. The papers' final ReLU is left to `postprocess.rectify`.
+"""
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .layers import capture, count, evaluating, feature_maps, resolve_layer, split
+from .postprocess import normalize, upsample
+
+Layer = nn.Module | str
+
+
+def grad_cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM (Selvaraju et al. 2017, eq. 1-2): channels weighted by their mean gradient. Cost: 1 forward, 1 backward."""
+    A, G = activation_and_gradient(model, layer, x, target)
+    return (G.mean((2, 3), keepdim=True) * A).sum(1)
+
+
+def hires_cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
+    """HiResCAM (Draelos & Carin 2020, eq. 4): gradient times activation, position by position. Cost: 1 forward, 1 backward."""
+    A, G = activation_and_gradient(model, layer, x, target)
+    return (G * A).sum(1)
+
+
+def layer_cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
+    """LayerCAM (Jiang et al. 2021, eq. 6-7): positive gradients times activation. Cost: 1 forward, 1 backward."""
+    A, G = activation_and_gradient(model, layer, x, target)
+    return (G.relu() * A).sum(1)
+
+
+def xgrad_cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
+    """XGrad-CAM (Fu et al. 2020, eq. 8): mean gradient weighted by the activation. Cost: 1 forward, 1 backward.
+
+    A channel whose activations sum to zero gets weight 0.
+    """
+    A, G = activation_and_gradient(model, layer, x, target)
+    weights = _ratio((G * A).sum((2, 3), keepdim=True), A.sum((2, 3), keepdim=True))
+    return (weights * A).sum(1)
+
+
+def grad_cam_pp(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM++ (Chattopadhay et al. 2018, eq. 5 and 19, for the payoff exp(y)). Cost: 1 forward, 1 backward.
+
+    Deviation: the weights are those of the paper without the common positive factor exp(y), which would overflow.
+    """
+    A, G = activation_and_gradient(model, layer, x, target)
+    alpha = _ratio(G**2, 2 * G**2 + A.sum((2, 3), keepdim=True) * G**3)
+    return ((alpha * G.relu()).sum((2, 3), keepdim=True) * A).sum(1)
+
+
+def cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
+    """Class activation map (Zhou et al. 2016, eq. 2): the classifier's weights of the class applied at every position.
+
+    Only for networks that end in global average pooling and one linear layer after `layer`, for which the mean of the
+    map plus the class's bias is the logit; this is checked, and any other network raises ValueError. Cost: 1 forward.
+    """
+    layer, target = resolve_layer(model, layer), check_input(x, target)
+    with evaluating(model), torch.no_grad(), capture(layer) as captured:
+        logits = check_output(model(x), target)
+    count(len(x))
+    A = captured.activation
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if linear and linear[-1].in_features == A.shape[1] and linear[-1].out_features == logits.shape[1]:
+        pooled = nn.functional.linear(A.mean((2, 3)), linear[-1].weight, linear[-1].bias)
+        tolerance = 100 * torch.finfo(A.dtype).eps * logits.abs().max()
+        if (pooled - logits).abs().max() <= tolerance:
+            return torch.einsum("nc,nchw->nhw", linear[-1].weight.detach()[target], A)
+    raise ValueError(
+        "CAM needs a network that ends in global average pooling and one linear layer right after the chosen layer. "
+        "Choose that layer, change and retrain the network (notebook 03), or use grad_cam."
+    )
+
+
+@torch.no_grad()
+def score_cam(
+    model: nn.Module,
+    layer: Layer,
+    x: Tensor,
+    target: Tensor,
+    *,
+    batch_size: int = 32,
+    progress: bool | None = None,
+) -> Tensor:
+    """Score-CAM (Wang et al. 2020, algorithm 1): channels weighted by the logit of the image seen through them.
+
+    Each channel, upsampled and min-max normalised, masks x; the softmax over channels of (logit - logit of the zero image)
+    weighs the channels. Cost: C + 2 forward passes per image, `batch_size` images in memory at a time.
+    progress: True or False switches the bar on or off; None shows it on a terminal.
+    """
+    layer, target = resolve_layer(model, layer), check_input(x, target)
+    with evaluating(model):
+        with capture(layer) as captured:
+            check_output(model(x), target)
+        count(len(x))
+        maps = []
+        for image, A, c in zip(x, captured.activation, target, strict=True):
+            scores = [_logit(model, torch.zeros_like(image)[None], c)]
+            for channels in _chunks(A, batch_size, "Score-CAM", progress):
+                masks = normalize(upsample(channels, image.shape[1:]))
+                scores.append(_logit(model, image * masks[:, None], c))
+            scores = torch.cat(scores)
+            weights = (scores[1:] - scores[0]).softmax(0)
+            maps.append(torch.einsum("c,chw->hw", weights, A))
+    return torch.stack(maps)
+
+
+@torch.no_grad()
+def ablation_cam(
+    model: nn.Module,
+    layer: Layer,
+    x: Tensor,
+    target: Tensor,
+    *,
+    batch_size: int = 128,
+    progress: bool | None = None,
+) -> Tensor:
+    """Ablation-CAM (Ramaswamy & Desai 2020, eq. 3-4): channels weighted by the relative fall of y when they are set to zero.
+
+    Cost: 1 forward, C evaluations of the head per image, `batch_size` activations in memory at a time.
+    Deviation: the fall is divided by |y|, so that a negative logit does not turn the map's sign. progress: as in `score_cam`.
+    """
+    layer, target = resolve_layer(model, layer), check_input(x, target)
+    features, head = split(model, layer)
+    with evaluating(model):
+        maps = []
+        for image, c in zip(x, target, strict=True):
+            A = feature_maps(features(image[None]))
+            y = check_output(head(A), c[None])[0, c]
+            count(1)
+            scores = []
+            for channels in _chunks(
+                torch.arange(A.shape[1], device=A.device), batch_size, "Ablation-CAM", progress
+            ):
+                ablated = A.repeat(len(channels), 1, 1, 1)  # (M,C,h,w)
+                ablated[torch.arange(len(channels)), channels] = 0
+                scores.append(_logit(head, ablated, c))
+            weights = _ratio(y - torch.cat(scores), y.abs())
+            maps.append(torch.einsum("c,chw->hw", weights, A[0]))
+    return torch.stack(maps)
+
+
+def activation_and_gradient(
+    model: nn.Module, layer: Layer, x: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A and G = dy/dA, both (N,C,h,w), detached; y is the logit of the target. Cost: 1 forward, 1 backward of the head."""
+    layer, target = resolve_layer(model, layer), check_input(x, target)
+    with (
+        evaluating(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        capture(layer, gradient=True) as captured,
+    ):
+        y = check_output(model(x), target).gather(1, target[:, None]).sum()
+        if not y.requires_grad:
+            raise ValueError("the output does not depend on the layer through differentiable operations")
+        (G,) = torch.autograd.grad(y, captured.activation)
+    return captured.activation.detach(), G
+
+
+def check_input(x: Tensor, target: Tensor | int) -> Tensor:
+    """`target` as a tensor (N,) on x's device. Raises ValueError for an x that is no finite image batch or a wrong target."""
+    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or x.numel() == 0:
+        found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"x must be a floating point tensor (N,3,H,W), not {found}; cam_utils.preprocess makes one"
+        )
+    if not x.isfinite().all():
+        raise ValueError("x contains NaN or infinite values")
+    target = torch.as_tensor(target, device=x.device)
+    if target.is_floating_point() or target.dtype == torch.bool or target.shape not in ((), (1,), (len(x),)):
+        raise ValueError(
+            f"target must be an integer class id for each of the {len(x)} images, not {target.tolist()}"
+        )
+    return target.long().expand(len(x))
+
+
+def check_output(logits: Tensor, target: Tensor) -> Tensor:
+    """`logits` itself. Raises ValueError if it is not a finite (N,K) or a target lies outside 0 … K-1."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must put out logits (N,K), not {found}")
+    if not logits.isfinite().all():
+        raise ValueError("the model's output contains NaN or infinite values")
+    if target.min() < 0 or target.max() >= logits.shape[1]:
+        raise ValueError(
+            f"target {target.tolist()} is out of range: the model's classes are 0 to {logits.shape[1] - 1}"
+        )
+    return logits
+
+
+def _logit(model: nn.Module, batch: Tensor, c: Tensor) -> Tensor:
+    count(len(batch))
+    return model(batch)[:, c]
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0."""
+    return (a / b).where(b != 0, torch.zeros_like(a))
+
+
+def _chunks(items: Tensor, batch_size: int, name: str, progress: bool | None):
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    disable = None if progress is None else not progress
+    return tqdm(items.split(batch_size), desc=name, leave=False, disable=disable)

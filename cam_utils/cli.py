@@ -1,0 +1,122 @@
+"""The command line: `python -m cam_utils --help`. What a command needs is imported when it runs, to start fast."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Explain image classifiers, and make every figure of the thesis again.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def figures(
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NN", help="Run just this notebook; repeatable.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="NAME=VALUE",
+            help="For the notebooks that run; repeatable. Values "
+            "other than the notebooks' own make a variant in build/variants/.",
+        ),
+    ] = None,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds that one cell may take.")] = 600,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete figures that no notebook makes any more.")
+    ] = False,
+    write_back: Annotated[
+        bool, typer.Option("--write-back", help="Put the fresh outputs into notebooks/, to be committed.")
+    ] = False,
+):
+    """Run the notebooks and write their figures to figures/, all or nothing."""
+    from . import notebooks, reproduce
+
+    try:
+        parameters = notebooks.parse_parameters(parameter or ())
+        reproduce.reproduce(
+            only=only or (), parameters=parameters, timeout=timeout, prune=prune, write_back=write_back
+        )
+    except notebooks.ReproductionError as error:
+        typer.echo(f"\nerror: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def explain(
+    photo: Annotated[Path, typer.Argument(help="Any image file.")],
+    method: Annotated[str, typer.Option(help="A name that `methods` lists.")] = "grad_cam",
+    model: Annotated[str, typer.Option(help="A name that `models` lists.")] = "tf_efficientnet_lite0",
+    layer: Annotated[
+        str | None, typer.Option(help="Dotted name such as blocks.5. [default: the model's]")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Class name or number. [default: the top class]")] = None,
+    weights: Annotated[
+        str, typer.Option(help="pretrained, random, or a file or folder with weights.")
+    ] = "pretrained",
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write. [default: PHOTO_METHOD.png, here]")
+    ] = None,
+):
+    """Explain what a network sees in a photo: writes the heat map over the photo as PNG."""
+    from .explanation import explain
+    from .models import load_model
+
+    out = out or Path(f"{photo.stem}_{method}.png")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out is a PNG file, not {out}")
+    if out.exists() and photo.exists() and out.samefile(photo):
+        raise ValueError(f"--out would overwrite the photo {photo}")
+    result = explain(load_model(model, weights), photo, target=target, method=method, layer=layer)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    result.overlay().save(out)
+    typer.echo(f"{result.label} (class {result.target}), probability {result.score:.1%}")
+    typer.echo(f"{result.method} at {result.layer} of {model}, {result.seconds:.2f} s, written to {out}")
+
+
+@app.command()
+def models():
+    """List the networks, their layer for CAMs, input size, and whether their weights are on this machine."""
+    from .models import REGISTRY, weights_available
+
+    rows = [
+        (name, spec.layer, f"{spec.input_size}", "yes" if weights_available(name) else "no", spec.source)
+        for name, spec in REGISTRY.items()
+    ]
+    _table(("model", "layer", "input", "weights", "source"), rows)
+
+
+@app.command()
+def methods():
+    """List the methods."""
+    from .explanation import METHODS
+
+    _table(
+        ("method", ""),
+        [(name, (method.__doc__ or "").strip().partition("\n")[0]) for name, method in METHODS.items()],
+    )
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in [head, *rows]:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def main() -> None:
+    """Run the command line; what the user can put right is one line and exit code 2, no traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, KeyError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"error: {text}", err=True)
+        sys.exit(2)

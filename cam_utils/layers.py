@@ -1,0 +1,220 @@
+"""Reaching into a network: capture a layer's activation, or cut the network in two at that layer.
+
+This is the only module with hooks. Whatever happens inside, the caller's model is left as it was found:
+no hook, no changed mode, no changed `requires_grad`.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from weakref import WeakKeyDictionary
+
+import torch
+from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+
+GRADIENT_COST = 2.5  # a forward+backward pass in units of a forward pass
+
+
+def resolve_layer(model: nn.Module, layer: nn.Module | str) -> nn.Module:
+    """The module that `layer` names, for instance "blocks.5". Raises ValueError with near matches or candidates."""
+    if isinstance(layer, nn.Module):
+        if any(module is layer for module in model.modules()):
+            return layer
+        raise ValueError(f"the layer {type(layer).__name__} is not part of the model {type(model).__name__}")
+    names = [name for name, _ in model.named_modules() if name]
+    if layer in names:
+        return model.get_submodule(layer)
+    near = difflib.get_close_matches(str(layer), names, n=5) or [name for name, _ in model.named_children()]
+    raise ValueError(f"{type(model).__name__} has no layer {layer!r}. Try one of: {', '.join(near)}")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout, fixed batch norm) inside the block; every module's own mode is restored after it."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Captured:
+    """What `capture` saw: `activation` (N,C,h,w), once the network has run."""
+
+    activation: Tensor | None = None
+
+
+@contextmanager
+def capture(layer: nn.Module, *, gradient: bool = False) -> Iterator[Captured]:
+    """Keep the output of `layer` during one forward pass of its network.
+
+    gradient=True makes the activation a leaf that requires a gradient and switches autograd on from this layer on, so
+    that the forward pass may run under `no_grad`, on a frozen model, and the backward pass costs the head alone.
+    Raises ValueError if the layer is not reached, is reached twice, or does not put out feature maps (N,C,h,w).
+    """
+    captured = Captured()
+
+    def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        if captured.activation is not None:
+            raise ValueError("the layer was reached twice in one forward pass: its activation is not unique")
+        captured.activation = feature_maps(output)
+        if gradient:
+            torch.set_grad_enabled(True)
+            captured.activation = output.detach().requires_grad_(True)
+            count(GRADIENT_COST * len(output))
+        return captured.activation.clone()  # an in-place ReLU that follows must not overwrite what we keep
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield captured
+    finally:
+        handle.remove()
+    if captured.activation is None:
+        raise ValueError("the layer was not reached in the forward pass")
+
+
+def feature_maps(output: Tensor) -> Tensor:
+    """`output` itself if it is a floating point tensor (N,C,h,w), else ValueError."""
+    if not isinstance(output, Tensor) or output.ndim != 4 or not output.is_floating_point():
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"the layer must put out feature maps (N,C,h,w), not {found}: choose a layer before the pooling"
+        )
+    return output
+
+
+_SPLITS: WeakKeyDictionary[nn.Module, dict[nn.Module, tuple[fx.GraphModule, fx.GraphModule]]] = (
+    WeakKeyDictionary()
+)
+
+
+def split(model: nn.Module, layer: nn.Module | str) -> tuple[Callable, Callable]:
+    """Cut `model` at the output of `layer`: (features, head) with head(features(x)) == model(x).
+
+    features: (N,3,H,W) -> (N,C,h,w); head: (M,C,h,w) -> (M,K). Both share the model's modules and are meant for evaluation
+    mode. The cut is made by torch.fx where all data flows through the layer's output; elsewhere (a skip connection
+    around the layer, a forward that cannot be traced) `head` runs the whole model and a hook puts its input in place of the
+    layer's output. Cuts are remembered for as long as the model lives and keeps its modules.
+    """
+    layer = resolve_layer(model, layer)
+    known = _SPLITS.setdefault(model, {})
+    if layer not in known or not _still_shares(model, *known[layer]):
+        with evaluating(model):
+            pair = _cut(model, layer)
+        if pair is None:
+            return _hooked(model, layer)
+        known[layer] = pair
+    return known[layer]
+
+
+class _Tracer(fx.Tracer):
+    """Traces like torchvision and timm do, and notes the node that `layer` puts out."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self.layer, self.outputs = layer, []
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, tuple(get_notrace_modules())) or super().is_leaf_module(module, name)
+
+    def call_module(self, module, forward, args, kwargs):
+        output = super().call_module(module, forward, args, kwargs)
+        if module is self.layer:
+            self.outputs.append(output)
+        return output
+
+
+def _cut(model: nn.Module, layer: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:
+    tracer = _Tracer(layer)
+    try:
+        graph = tracer.trace(model)
+    except Exception:  # a user's forward may fail under tracing in any way: then the hook serves
+        return None
+    in_place = [n for n in graph.nodes if n.op == "call_method" and n.target.endswith("_") and not n.users]
+    if len(tracer.outputs) != 1 or not isinstance(tracer.outputs[0], fx.Proxy) or in_place:
+        return None
+    cut = tracer.outputs[0].node.name
+    parts = []
+    for part in ("features", "head"):
+        copy = fx.Graph(tracer_cls=fx.Tracer)
+        copy.output(copy.graph_copy(graph, {}))
+        nodes = {node.name: node for node in copy.nodes}
+        if part == "features":
+            nodes["output"].args = (nodes[cut],)
+        else:
+            with copy.inserting_before(next(iter(copy.nodes))):
+                activation = copy.placeholder("activation")
+                clone = copy.call_method(
+                    "clone", (activation,)
+                )  # an in-place ReLU must not change the caller's tensor
+            nodes[cut].replace_all_uses_with(clone)
+        copy.eliminate_dead_code(lambda node: node.op == "output")
+        if part == "head" and [node for node in copy.nodes if node.op == "placeholder"] != [activation]:
+            return None  # data flows around the layer
+        parts.append(fx.GraphModule(model, copy, class_name=part.capitalize()))
+    return parts[0], parts[1]
+
+
+def _still_shares(model: nn.Module, *parts: fx.GraphModule) -> bool:
+    """Whether the cut still uses the model's present modules and parameters (a classifier may have been replaced)."""
+    try:
+        for part in parts:
+            for node in part.graph.nodes:
+                if node.op == "call_module" and part.get_submodule(node.target) is not model.get_submodule(
+                    node.target
+                ):
+                    return False
+    except AttributeError:
+        return False
+    return True
+
+
+def _hooked(model: nn.Module, layer: nn.Module) -> tuple[Callable, Callable]:
+    inputs = None
+
+    def features(x: Tensor) -> Tensor:
+        nonlocal inputs
+        inputs = x.detach()
+        with capture(layer) as captured:
+            model(x)
+        return captured.activation
+
+    def head(activation: Tensor) -> Tensor:
+        if inputs is None or len(inputs) not in (1, len(activation)):
+            raise ValueError("the network cannot be cut at this layer: call features with one image first")
+        handle = layer.register_forward_hook(lambda *_: activation.clone())
+        try:
+            return model(inputs.expand(len(activation), *inputs.shape[1:]))
+        finally:
+            handle.remove()
+
+    return features, head
+
+
+class Counter:
+    """Head evaluations spent inside a `counting` block; a forward+backward counts GRADIENT_COST."""
+
+    total: float = 0
+
+
+_counter: ContextVar[Counter | None] = ContextVar("counter", default=None)
+
+
+@contextmanager
+def counting() -> Iterator[Counter]:
+    """Count the network evaluations of the CAM methods called inside the block."""
+    token = _counter.set(counter := Counter())
+    try:
+        yield counter
+    finally:
+        _counter.reset(token)
+
+
+def count(evaluations: float) -> None:
+    """Add evaluations to the innermost `counting` block, if there is one."""
+    if (counter := _counter.get()) is not None:
+        counter.total += evaluations

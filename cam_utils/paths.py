@@ -1,0 +1,16 @@
+"""Every path of the compendium, in one place."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+PHOTOS = ROOT / "data" / "photos"
+RESULTS = ROOT / "data" / "results"
+FIGURES = ROOT / "figures"  # written by `reproduce` alone, all or nothing
+BUILD = ROOT / "build"
+
+
+def figures_folder() -> Path:
+    """Where `save_figure` writes: the folder of the running `figures` command, else `build/figures`."""
+    return Path(os.environ.get("CAM_UTILS_FIGURES") or BUILD / "figures")

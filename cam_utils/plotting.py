@@ -1,0 +1,110 @@
+"""Figures. `plot_*` functions return a Figure; `save_figure` is the only one that writes.
+
+Colours: `SEQUENTIAL` for maps that are never negative, `DIVERGING`, centred on zero, for signed ones. Both are safe for
+colour-vision deficiencies, and the sequential one reads in grey as well.
+"""
+
+import re
+from collections.abc import Mapping
+
+import matplotlib
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from . import postprocess
+from .paths import figures_folder
+
+SEQUENTIAL, DIVERGING = "inferno", "RdBu_r"
+WIDTH = 7.0  # inches: the text width of the thesis
+
+
+def use_style() -> None:
+    """The look of every figure of the compendium."""
+    sns.set_theme(context="paper", style="ticks", palette="colorblind")
+    matplotlib.rcParams.update({"pdf.fonttype": 42, "image.interpolation": "nearest", "axes.titlesize": 9})
+
+
+def new_figure(
+    rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float | None = None
+) -> Figure:
+    """A Figure with rows × columns axes (`figure.axes`), sizes in inches; outside pyplot, so that it is shown once."""
+    height = height or width / columns * rows * 1.1
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.subplots(rows, columns)
+    return figure
+
+
+def save_figure(figure: Figure, name: str) -> Figure:
+    """Write `name`.png and `name`.pdf, the same bytes for the same figure; returns the figure, so that it can end a cell."""
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
+        raise ValueError(
+            f'a figure is named like "04_layers": two digits of its notebook, then a slug; not {name!r}'
+        )
+    folder = figures_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
+    figure.savefig(
+        folder / f"{name}.pdf", dpi=160, metadata={"CreationDate": None, "Creator": None, "Producer": None}
+    )
+    return figure
+
+
+def show_image(ax: Axes, image: Image.Image | np.ndarray, title: str = "") -> None:
+    """An image without axes."""
+    ax.imshow(image, **({"cmap": "gray"} if np.ndim(image) == 2 else {}))
+    ax.set_title(title)
+    ax.set_axis_off()
+
+
+def show_map(
+    ax: Axes, image: Image.Image, map: Tensor, title: str = "", *, signed: bool = False, alpha: float = 0.65
+):
+    """A map (h,w) over the image in grey; signed: the map over its largest magnitude, else rectified and min-max scaled.
+
+    Returns the drawn map, for the colour bar.
+    """
+    grey = np.asarray(image.convert("L"))
+    ax.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    map = map.detach().cpu().float()[None]
+    if signed:
+        shown, style = postprocess.upsample(map, grey.shape), {"cmap": DIVERGING, "vmin": -1, "vmax": 1}
+        shown = shown / shown.abs().max().clamp(min=1e-12)
+    else:
+        shown, style = postprocess.heatmap(map, grey.shape), {"cmap": SEQUENTIAL, "vmin": 0, "vmax": 1}
+    drawn = ax.imshow(shown[0].numpy(), alpha=alpha, **style)
+    ax.set_title(title)
+    ax.set_axis_off()
+    return drawn
+
+
+def plot_maps(
+    image: Image.Image,
+    maps: Mapping[str, Tensor],
+    *,
+    title: str = "image",
+    signed: bool = False,
+    columns: int = 4,
+) -> Figure:
+    """The image, then each map (h,w) over it under its name, with one colour bar."""
+    columns = min(columns, len(maps) + 1)
+    figure = new_figure(-(-(len(maps) + 1) // columns), columns)
+    axes = figure.axes
+    show_image(axes[0], image, title)
+    for ax, (name, map) in zip(axes[1:], maps.items(), strict=False):
+        drawn = show_map(ax, image, map, name, signed=signed)
+    for ax in axes[len(maps) + 1 :]:
+        ax.remove()
+    label = "map / its largest magnitude" if signed else "rectified map, min–max scaled"
+    figure.colorbar(drawn, ax=axes[: len(maps) + 1], label=label, shrink=0.8, aspect=30)
+    return figure
+
+
+def overlay(image: Image.Image, heat: Tensor, *, alpha: float = 0.5) -> Image.Image:
+    """A heat map (H,W) in [0,1] in colour over an image of that size, weighted by alpha in [0,1]."""
+    colours = matplotlib.colormaps[SEQUENTIAL](heat.detach().cpu().numpy())[..., :3]
+    mixed = (1 - alpha) * np.asarray(image.convert("RGB")) / 255 + alpha * colours
+    return Image.fromarray((mixed * 255).round().astype(np.uint8))

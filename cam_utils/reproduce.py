@@ -1,0 +1,189 @@
+"""Run the notebooks headlessly and publish their figures, all or nothing: `make figures`.
+
+The figures go into a staging folder; only when all notebooks have succeeded and every figure is accounted for
+do they move to figures/, the manifest last.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from . import paths
+from .notebooks import Notebook, ReproductionError, check_parameters, find_notebooks, run, write_outputs
+
+RECORDED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "captum",
+    "matplotlib",
+    "numpy",
+)  # whose versions the manifest tells
+MARKS = {".pdf": b"%PDF", ".png": b"\x89PNG"}  # a figure is saved as both; the bytes that they start with
+_say = partial(print, flush=True)
+
+
+def reproduce(
+    root=paths.ROOT, *, only=(), parameters=None, timeout=600, prune=False, write_back=False, say=_say
+) -> Path:
+    """Run the notebooks of root/notebooks and publish their figures; returns the folder that has them.
+
+    only: some notebooks; the figures of the others stay. parameters: {name: value} for every notebook that
+    runs; values other than a notebook's own make a variant in build/variants/ and leave figures/ alone. timeout:
+    seconds for a cell. prune: delete figures that no notebook makes any more instead of failing. write_back: put
+    the fresh outputs into notebooks/. say: takes the lines of the report.
+    Raises ValueError before anything runs, ReproductionError for what goes wrong later.
+    """
+    root, parameters = Path(root).resolve(), parameters or {}
+    notebooks = find_notebooks(root / "notebooks", only)
+    for notebook in notebooks:
+        check_parameters(notebook, parameters)
+    changed = {
+        k: v for k, v in parameters.items() if any(v != notebook.defaults[k] for notebook in notebooks)
+    }
+    if changed and write_back:
+        raise ValueError("outputs are written back with the notebooks' own parameters only")
+    build, figures, executed = root / "build", root / "figures", root / "build" / "notebooks"
+    if changed:
+        figures = build / "variants" / _variant(notebooks if only else (), changed)
+        executed = figures / "notebooks"
+    with _alone(build):
+        if changed:
+            shutil.rmtree(figures, ignore_errors=True)
+        old, versions = _read_manifest(figures), _versions()
+        running = {notebook.path.name for notebook in notebooks}
+        kept = {s: entry for s, entry in old["figures"].items() if only and entry["notebook"] not in running}
+        differ = [name for name in versions if kept and versions[name] != old["versions"].get(name)]
+        if differ:
+            raise ReproductionError(f"figures/ was made with another {', '.join(differ)}: run all notebooks")
+        shutil.rmtree(build / "staging", ignore_errors=True)
+        made, staged = {}, {}
+        for position, notebook in enumerate(notebooks, 1):
+            target, staging = executed / notebook.path.name, build / "staging" / notebook.name
+            label, start = f"[{position}/{len(notebooks)}] {notebook.name}", time.monotonic()
+            say(f"{label} ...")
+            run(notebook, target, figures=staging, changed=changed, timeout=timeout, label=label)
+            values = notebook.defaults | changed
+            entry = {"notebook": notebook.path.name, "parameters": values, "seed": values.get("seed")}
+            files = _staged(notebook, staging)
+            for slug, pair in files.items():
+                made[slug] = entry | {"files": {file.name: _sha256(file) for file in pair}}
+                staged |= {file.name: file for file in pair}
+            say(f"{label}: {time.monotonic() - start:.1f} s, figures: {len(files)}")
+        stale = _stale(figures, old["figures"], made, kept, prune)
+        _publish(
+            figures, staged, stale, {"versions": versions, "figures": dict(sorted((kept | made).items()))}
+        )
+        for notebook in notebooks if write_back else ():
+            write_outputs(executed / notebook.path.name, notebook.path)
+    _report(figures.relative_to(root), old["figures"], made, stale, say)
+    return figures
+
+
+def _variant(notebooks, changed: dict) -> str:
+    """A folder name such as 04-photo=dog."""
+    label = "-".join(
+        [*(n.number for n in notebooks), *(f"{name}={value}" for name, value in changed.items())]
+    )
+    return re.sub(r"[^\w=.,+-]+", "_", label)[:100]
+
+
+@contextmanager
+def _alone(build: Path):
+    build.mkdir(parents=True, exist_ok=True)
+    with open(build / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ReproductionError(f"another run is at work in {build}") from None
+        yield
+
+
+def _versions() -> dict:
+    return {"python": "{}.{}".format(*sys.version_info)} | {name: version(name) for name in RECORDED}
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _staged(notebook: Notebook, staging: Path) -> dict[str, list[Path]]:
+    """The figures that a notebook has saved, {slug: [pdf, png]}, each checked for name and kind."""
+    figures = {}
+    for file in sorted(staging.iterdir()):
+        saved = f"{notebook.path.name} saved {file.name}"
+        if file.suffix not in MARKS or not re.fullmatch(notebook.number + r"_[\w-]+", file.stem):
+            raise ReproductionError(f"{saved}, but its figures are {notebook.number}_slug.png and .pdf")
+        if not file.read_bytes().startswith(MARKS[file.suffix]):
+            raise ReproductionError(f"{saved}, which is no {file.suffix[1:].upper()}")
+        figures.setdefault(file.stem, []).append(file)
+    for slug, files in figures.items():
+        if len(files) < len(MARKS):
+            raise ReproductionError(
+                f"{notebook.path.name} saved {files[0].name} alone: {slug} needs PNG and PDF"
+            )
+    return figures
+
+
+def _stale(figures: Path, old: dict, made: dict, kept: dict, prune: bool) -> list[str]:
+    """The files in `figures` that no notebook makes (any more); an error unless they are to be pruned."""
+    present = {file.name for file in figures.glob("[!.]*") if file.is_file()} - {"manifest.json"}
+    lost = sorted({name for entry in kept.values() for name in entry["files"]} - present)
+    if lost:
+        raise ReproductionError(
+            f"in the manifest, but not in figures/: {', '.join(lost)}. Run all notebooks."
+        )
+    gone = sorted(set(old) - set(made) - set(kept))
+    known = {name for entry in [*made.values(), *kept.values()] for name in entry["files"]}
+    stale = sorted(present - known)
+    if prune or not (stale or gone):
+        return stale
+    lines = [f"  {slug}: {old[slug]['notebook']} has not made it this time" for slug in gone]
+    lines += [f"  {name}: no notebook makes it" for name in stale if name.rsplit(".", 1)[0] not in gone]
+    raise ReproductionError(
+        "\n".join(["figures/ does not add up and is unchanged:", *lines, "To delete them: --prune"])
+    )
+
+
+def _read_manifest(figures: Path) -> dict:
+    file = figures / "manifest.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"versions": {}, "figures": {}}
+
+
+def _publish(figures: Path, staged: dict[str, Path], stale: list[str], manifest: dict) -> None:
+    incoming = figures / ".incoming"  # inside of it, so that every file arrives by a rename
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir(parents=True)
+    try:
+        for name, file in staged.items():
+            shutil.copyfile(file, incoming / name)
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        (incoming / "manifest.json").write_text(text, encoding="utf-8")
+        for name in stale:
+            (figures / name).unlink()
+        for name in [*staged, "manifest.json"]:
+            os.replace(incoming / name, figures / name)
+    finally:
+        shutil.rmtree(incoming)
+
+
+def _report(folder: Path, old: dict, made: dict, stale: list[str], say) -> None:
+    def files(entries, slug):
+        return entries.get(slug, {}).get("files")
+
+    new = [slug for slug in made if slug not in old]
+    changed = [slug for slug in made if slug in old and files(old, slug) != files(made, slug)]
+    same = len(made) - len(new) - len(changed)
+    say(f"{folder}/: figures identical to the manifest: {same}, changed: {len(changed)}, new: {len(new)}")
+    for word, names in {"changed": changed, "new": new if old else (), "deleted": stale}.items():
+        if names:
+            say(f"  {word}: {', '.join(names)}")

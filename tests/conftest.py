@@ -1,0 +1,70 @@
+"""Shared fixtures: a seeded float64 toy CNN small enough to check by hand, and the real network."""
+
+import pytest
+import torch
+from torch import nn
+
+from cam_utils import load_model
+
+torch.set_num_threads(
+    1
+)  # the toys are too small to share, and a busy machine stalls threads that wait for each other
+
+
+def toy_cnn(head: str = "gap", seed: int = 0, channels: int = 4, classes: int = 3) -> nn.Sequential:
+    """features: (N,3,H,W) -> (N,channels,H/2,W/2); head "gap" for any size, "fc" for 12×12 images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        if head == "gap":
+            classifier = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(channels, classes)
+            )
+        else:
+            classifier = nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(channels * 36, 8),
+                nn.ReLU(inplace=True),
+                nn.Dropout(0.5),
+                nn.Linear(8, classes),
+            )
+        model = nn.Sequential()
+        model.add_module("features", features)
+        model.add_module("classifier", classifier)
+    return model.double().eval()
+
+
+@pytest.fixture(params=["gap", "fc"])
+def toy(request):
+    return toy_cnn(request.param)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def lite0():
+    return load_model("tf_efficientnet_lite0")
+
+
+def state_of(model: nn.Module) -> list:
+    """All that a method must leave alone: modes, requires_grad, gradients, hooks, buffers and parameters."""
+    modules = [
+        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+        for m in model.modules()
+    ]
+    parameters = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    return [modules, parameters, [value.clone() for value in model.state_dict().values()]]
+
+
+def same_state(a: list, b: list) -> bool:
+    return a[:2] == b[:2] and all(torch.equal(v, w) for v, w in zip(a[2], b[2], strict=True))

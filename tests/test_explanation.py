@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from cam_utils import METHODS, explain, preprocess
+from cam_utils.data import load_photo
+from cam_utils.layers import capture
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("score_cam", "ablation_cam")])
+def test_explain_a_photo(method, lite0):
+    photo = load_photo("dog")
+    result = explain(lite0, photo.path, method=method)
+    assert result.target == photo.target and result.label == photo.label and 0.5 < result.score <= 1
+    assert (
+        result.layer == "bn2"
+        and result.map.shape == (7, 7)
+        and result.seconds > 0
+        and result.n_evaluations >= 1
+    )
+    heat = result.heatmap(64)
+    assert heat.shape == (64, 64) and heat.min() >= 0 and heat.max() <= 1
+    assert result.overlay().size == (224, 224) == result.image.size
+
+
+def test_target_by_name_and_errors(lite0):
+    image = load_photo("dog").image
+    assert explain(lite0, image, target="tabby").target == 281 == explain(lite0, image, target=281).target
+    with pytest.raises(ValueError, match="tabby"):
+        explain(lite0, image, target="taby")
+    with pytest.raises(ValueError, match="0 to 999"):
+        explain(lite0, image, target=1000)
+    with pytest.raises(ValueError, match="grad_cam"):
+        explain(lite0, image, method="gradcam")
+    with pytest.raises(ValueError, match="blocks"):
+        explain(lite0, image, layer="blocks.9")
+
+
+def test_costs_are_counted(lite0):
+    image = load_photo("dog").image
+    assert explain(lite0, image, method="cam").n_evaluations == 1
+    assert explain(lite0, image, method="grad_cam").n_evaluations == 2.5
+    assert explain(lite0, image, method="ablation_cam", layer="blocks.5").n_evaluations == 193
+    assert explain(lite0, image, method="score_cam", layer="blocks.0").n_evaluations == 18
+
+
+def test_the_heat_map_is_where_the_dog_is(lite0):
+    """The dog of the photo set sits in the middle: the map's mass lies in the central half."""
+    heat = explain(lite0, load_photo("dog").image, method="grad_cam").heatmap()
+    assert heat[56:168, 56:168].mean() > heat.mean()
+
+
+def test_preprocessed_input_is_what_the_layers_see(lite0):
+    x = preprocess(load_photo("dog").image, lite0)
+    with torch.no_grad(), capture(lite0.bn2) as captured:
+        lite0(x)
+    assert captured.activation.shape == (1, 1280, 7, 7)

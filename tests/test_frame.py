@@ -1,0 +1,158 @@
+"""The files around the code agree with each other."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from cam_utils import paths
+
+
+def text(name):
+    return (paths.ROOT / name).read_text(encoding="utf-8")
+
+
+def lock_lines():
+    return [line for line in text("requirements.lock").splitlines() if not line.lstrip().startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def lock():
+    """{name: Requirement}, one for each line."""
+    requirements = [Requirement(line) for line in lock_lines()]
+    found = {canonicalize_name(requirement.name): requirement for requirement in requirements}
+    assert len(found) == len(requirements), "a package is pinned twice"
+    return found
+
+
+@pytest.fixture(scope="module")
+def direct():
+    """{name: Requirement} of pyproject.toml, extras included."""
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    texts = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    return {canonicalize_name(r.name): r for r in map(Requirement, texts)}
+
+
+def pinned(requirement):
+    (specifier,) = requirement.specifier
+    assert specifier.operator == "==" and "*" not in specifier.version, f"{requirement} is not a pin"
+    return specifier.version
+
+
+def test_every_direct_dependency_is_locked_within_its_bounds(direct, lock):
+    for name, requirement in direct.items():
+        assert name in lock, (
+            f"{name} is in pyproject.toml, not in requirements.lock: run the command at its top"
+        )
+        assert lock[name].marker is None, f"{name} is not locked for every system"
+        assert requirement.specifier.contains(pinned(lock[name]), prereleases=True), (
+            f"{lock[name]}, not {requirement}"
+        )
+
+
+def test_torch_is_the_version_that_the_results_are_for(lock):
+    assert pinned(lock["torch"]) == "2.14.1" and pinned(lock["torchvision"]) == "0.29.1"
+
+
+def test_lock_is_all_pins_and_names_no_place(lock):
+    for requirement in lock.values():
+        pinned(requirement)
+        assert requirement.url is None and not requirement.extras
+    whole = text("requirements.lock")
+    assert "://" not in whole and not re.search(r"(?m)^\s*-|[ =]/\w", re.sub(r"-o \S+|--\S+", "", whole))
+
+
+def test_lock_serves_linux_and_macos(lock):
+    for name, requirement in lock.items():
+        if name.startswith(("nvidia-", "cuda-")) or name == "triton":
+            assert requirement.marker and not requirement.marker.evaluate({"sys_platform": "darwin"})
+    assert lock["appnope"].marker == Marker("sys_platform == 'darwin'")
+
+
+def test_nothing_needs_a_screen(lock):
+    assert "opencv-python" not in lock, "it needs libGL, which bare systems lack: opencv-python-headless"
+
+
+def test_conda_environment_has_the_same_versions(direct, lock):
+    environment = yaml.safe_load(text("environment.yml"))
+    *packages, pip = environment["dependencies"]
+    assert packages == ["python=3.11", "pip"]
+    constraint, *requirements, package = pip["pip"]
+    assert (constraint, package) == ("-c requirements.lock", "-e .")
+    versions = {canonicalize_name(r.name): pinned(r) for r in map(Requirement, requirements)}
+    assert versions == {name: pinned(lock[name]) for name in direct}
+
+
+def test_every_dependency_says_why():
+    listed = text("pyproject.toml").split("dependencies = [", 1)[1].split("[project.scripts]")[0].splitlines()
+    assert [line for line in listed if line.startswith('  "') and "#" not in line] == []
+
+
+def test_layout():
+    for name in (
+        "cam_utils data/photos figures notebooks tests README.md LICENSE CITATION.cff Makefile environment.yml "
+        "requirements.lock pyproject.toml .gitignore .pre-commit-config.yaml .ci/run"
+    ).split():
+        assert (paths.ROOT / name).exists(), f"{name} is missing"
+    assert "MIT License" in text("LICENSE") and "Nguyễn Khải Phú, Thái Cẩm Phong" in text("LICENSE")
+    assert (paths.ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run is not executable"
+    assert text(".ci/run").index("make test") < text(".ci/run").index("make figures")
+    assert "nbstripout" not in text(".pre-commit-config.yaml"), "outputs of notebooks are committed"
+
+
+def test_citation_has_the_authors_and_the_eleven_references_of_the_thesis():
+    citation = yaml.safe_load(text("CITATION.cff"))
+    assert [f"{a['family-names']} {a['given-names']}" for a in citation["authors"]] == [
+        "Nguyễn Khải Phú",
+        "Thái Cẩm Phong",
+    ]
+    assert citation["license"] == "MIT" and citation["cff-version"] == "1.2.0"
+    assert str(citation["version"]) == tomllib.loads(text("pyproject.toml"))["project"]["version"]
+    first = [reference["authors"][0] for reference in citation["references"]]
+    assert [author.get("family-names") or author["name"] for author in first] == (
+        "LeCun Krizhevsky Simonyan Szegedy He MathWorks Ribeiro Zhou Selvaraju Zheng Shapley".split()
+    )
+    for reference in citation["references"]:
+        assert {"type", "title", "authors"} <= set(reference)
+        assert {"doi", "url"} & set(reference), f"{reference['title']} cannot be looked up"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_alone_shows_its_targets():
+    shown = subprocess.run(["make"], cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
+    listed = [line.split()[0] for line in shown.splitlines() if line.startswith("  ")]
+    assert listed == ["help", "setup", "figures", "test", "notebooks", "clean"]
+
+
+def test_sanitizer_takes_durations_but_not_shapes():
+    rules = re.findall(
+        "^regex: (.*)$\n^replace: (.*)$", text("tests/nbval_sanitize.cfg"), flags=re.MULTILINE
+    )  # as nbval
+
+    def clean(line):
+        for pattern, replacement in rules:
+            line = re.sub(pattern, replacement, line)
+        return line
+
+    assert clean("LIME 12.3 s") == clean("LIME    9 ms") == clean("LIME 1,204 ms")
+    assert clean("it is 3.4x faster") == clean("it is 12× faster")
+    assert clean("<Axes at 0x7f0012ab34>") == clean("<Axes at 0x55d0aabbcc>")
+    assert clean("2026-11-24 10:20:10") == clean("2027-01-01T00:00:00Z")
+    assert clean("Python 3.11.7") == clean("Python 3.12.1")
+    for kept in (
+        "bn2 7x7x1280",
+        "7×7×1280",
+        "224 x 224",
+        "60 of 76",
+        "3 samples",
+        "1.8 ×10⁹",
+        "torch 2.14.1",
+        "5 maps",
+    ):
+        assert clean(kept) == kept
