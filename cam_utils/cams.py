@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .layers import capture, count, evaluating, feature_maps, resolve_layer, split
+from .pointwise import parts_of
 from .postprocess import normalize, upsample
 
 Layer = nn.Module | str
@@ -58,20 +59,24 @@ def grad_cam_pp(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Te
 def cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
     """Class activation map (Zhou et al. 2016, eq. 2): the classifier's weights of the class applied at every position.
 
-    Only for networks that end in global average pooling and one linear layer after `layer`, for which the mean of the
-    map plus the class's bias is the logit; this is checked, and any other network raises ValueError. Cost: 1 forward.
+    Only for networks that end in global average pooling and one linear layer, with nothing between `layer` and the pooling
+    but operations on each position alone (DenseNet's ReLU, a 1×1 convolution), which are carried out: then the mean of
+    the map plus the class's bias is the logit. This is checked; any other network raises ValueError. Cost: 1 forward.
     """
-    layer, target = resolve_layer(model, layer), check_input(x, target)
-    with evaluating(model), torch.no_grad(), capture(layer) as captured:
-        logits = check_output(model(x), target)
-    count(len(x))
-    A = captured.activation
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if linear and linear[-1].in_features == A.shape[1] and linear[-1].out_features == logits.shape[1]:
-        pooled = nn.functional.linear(A.mean((2, 3)), linear[-1].weight, linear[-1].bias)
+    features, head = split(model, layer)
+    target = check_input(x, target)
+    with evaluating(model), torch.no_grad():
+        A = feature_maps(features(x))
+        logits = check_output(head(A), target)
+        count(len(x))
+        if isinstance(head, torch.fx.GraphModule):
+            A = parts_of(head).pointwise(A)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    if linear and isinstance(A, Tensor) and A.ndim == 4 and linear[0].in_features == A.shape[1]:
+        pooled = linear[0](A.mean((2, 3)))
         tolerance = 100 * torch.finfo(A.dtype).eps * logits.abs().max()
-        if (pooled - logits).abs().max() <= tolerance:
-            return torch.einsum("nc,nchw->nhw", linear[-1].weight.detach()[target], A)
+        if pooled.shape == logits.shape and (pooled - logits).abs().max() <= tolerance:
+            return torch.einsum("nc,nchw->nhw", linear[0].weight.detach()[target], A)
     raise ValueError(
         "CAM needs a network that ends in global average pooling and one linear layer right after the chosen layer. "
         "Choose that layer, change and retrain the network (notebook 03), or use grad_cam."

@@ -47,7 +47,7 @@ def figures(
             only=only or (), parameters=parameters, timeout=timeout, prune=prune, write_back=write_back
         )
     except notebooks.ReproductionError as error:
-        typer.echo(f"\nerror: {error}", err=True)
+        typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 
 

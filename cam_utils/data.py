@@ -183,7 +183,7 @@ class Photo:
     path: Path
     target: int  # ImageNet class id, 0..999
     label: str  # "German shepherd"
-    top1_right: bool  # did EfficientNet-Lite0 get it right when the set was collected?
+    top1_right: bool  # does EfficientNet-Lite0 rank the target first?
     licence: str
     author: str
     source: str  # page of the original; "" where the package names none

@@ -87,9 +87,9 @@ def feature_maps(output: Tensor) -> Tensor:
     return output
 
 
-_SPLITS: WeakKeyDictionary[nn.Module, dict[nn.Module, tuple[fx.GraphModule, fx.GraphModule]]] = (
+_SPLITS: WeakKeyDictionary[nn.Module, dict] = (
     WeakKeyDictionary()
-)
+)  # model: {layer: (its modules, features, head)}
 
 
 def split(model: nn.Module, layer: nn.Module | str) -> tuple[Callable, Callable]:
@@ -100,15 +100,15 @@ def split(model: nn.Module, layer: nn.Module | str) -> tuple[Callable, Callable]
     around the layer, a forward that cannot be traced) `head` runs the whole model and a hook puts its input in place of the
     layer's output. Cuts are remembered for as long as the model lives and keeps its modules.
     """
-    layer = resolve_layer(model, layer)
+    layer, modules = resolve_layer(model, layer), tuple(model.modules())[1:]
     known = _SPLITS.setdefault(model, {})
-    if layer not in known or not _still_shares(model, *known[layer]):
+    if layer not in known or known[layer][0] != modules:  # a classifier may have been replaced since
         with evaluating(model):
-            pair = _cut(model, layer)
-        if pair is None:
+            parts = _cut(model, layer)
+        if parts is None:
             return _hooked(model, layer)
-        known[layer] = pair
-    return known[layer]
+        known[layer] = (modules, *parts)
+    return known[layer][1:]
 
 
 class _Tracer(fx.Tracer):
@@ -137,40 +137,38 @@ def _cut(model: nn.Module, layer: nn.Module) -> tuple[fx.GraphModule, fx.GraphMo
     in_place = [n for n in graph.nodes if n.op == "call_method" and n.target.endswith("_") and not n.users]
     if len(tracer.outputs) != 1 or not isinstance(tracer.outputs[0], fx.Proxy) or in_place:
         return None
-    cut = tracer.outputs[0].node.name
+    return cut_graph(model, graph, [tracer.outputs[0].node])
+
+
+def cut_graph(
+    root: nn.Module, graph: fx.Graph, nodes: list[fx.Node]
+) -> tuple[fx.GraphModule, fx.GraphModule] | None:
+    """Cut a graph at `nodes`: (before, after), after(*before(x)) being the whole; one node is passed bare, not as a tuple.
+
+    None where data flows around the nodes. `after` does not change its inputs, whatever it does in place.
+    """
     parts = []
-    for part in ("features", "head"):
+    for part in ("before", "after"):
         copy = fx.Graph(tracer_cls=fx.Tracer)
         copy.output(copy.graph_copy(graph, {}))
-        nodes = {node.name: node for node in copy.nodes}
-        if part == "features":
-            nodes["output"].args = (nodes[cut],)
+        by_name = {node.name: node for node in copy.nodes}
+        cut = [by_name[node.name] for node in nodes]
+        if part == "before":
+            by_name["output"].args = (cut[0] if len(cut) == 1 else tuple(cut),)
         else:
+            prefix = "activation"
+            while any(name.startswith(prefix) for name in by_name):
+                prefix += "_"
             with copy.inserting_before(next(iter(copy.nodes))):
-                activation = copy.placeholder("activation")
-                clone = copy.call_method(
-                    "clone", (activation,)
-                )  # an in-place ReLU must not change the caller's tensor
-            nodes[cut].replace_all_uses_with(clone)
+                inputs = [copy.placeholder(f"{prefix}{i}") for i in range(len(cut))]
+                clones = [copy.call_method("clone", (node,)) for node in inputs]
+            for node, clone in zip(cut, clones, strict=True):
+                node.replace_all_uses_with(clone)
         copy.eliminate_dead_code(lambda node: node.op == "output")
-        if part == "head" and [node for node in copy.nodes if node.op == "placeholder"] != [activation]:
-            return None  # data flows around the layer
-        parts.append(fx.GraphModule(model, copy, class_name=part.capitalize()))
+        if part == "after" and [node for node in copy.nodes if node.op == "placeholder"] != inputs:
+            return None
+        parts.append(fx.GraphModule(root, copy, class_name=part.capitalize()))
     return parts[0], parts[1]
-
-
-def _still_shares(model: nn.Module, *parts: fx.GraphModule) -> bool:
-    """Whether the cut still uses the model's present modules and parameters (a classifier may have been replaced)."""
-    try:
-        for part in parts:
-            for node in part.graph.nodes:
-                if node.op == "call_module" and part.get_submodule(node.target) is not model.get_submodule(
-                    node.target
-                ):
-                    return False
-    except AttributeError:
-        return False
-    return True
 
 
 def _hooked(model: nn.Module, layer: nn.Module) -> tuple[Callable, Callable]:

@@ -130,7 +130,7 @@ def run(
     source, output = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, target))
     bar = {"desc": label, "leave": False} if sys.stderr.isatty() else False
     options = {"cwd": notebook.path.parent, "execution_timeout": timeout, "progress_bar": bar}
-    options |= {"kernel_name": "python3", "language": "python", "extra_arguments": ["--log-level=ERROR"]}
+    options |= {"kernel_name": "python3", "language": "python", "extra_arguments": ["--log-level=CRITICAL"]}
     options |= {"coalesce_streams": True}  # text is one output however many pieces it came in
     try:
         with mock.patch.dict(os.environ, environment):

@@ -1,5 +1,6 @@
 """What is done to a signed map before it is shown: rectify, upsample, normalise. No method does any of it unasked."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,9 +17,10 @@ def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 
 def normalize(maps: Tensor) -> Tensor:
-    """Min-max, each map by itself, to [0,1]; a constant map becomes zeros. maps (N,h,w) -> (N,h,w)."""
+    """Min-max, each map by itself, to [0,1]; a map that is constant up to rounding becomes zeros. (N,h,w) -> (N,h,w)."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return ((maps - low) / (high - low).where(high > low, 1)).clamp(0, 1)
+    varies = high - low > 8 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
+    return ((maps - low) / (high - low)).where(varies, 0).clamp(0, 1)
 
 
 def heatmap(maps: Tensor, size: int | tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from captum.attr import LayerGradCam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from cam_utils import METHODS, preprocess
+from cam_utils import METHODS, load_model, preprocess
 from cam_utils.cams import (
     ablation_cam,
     cam,
@@ -108,6 +108,17 @@ def test_cam_mean_plus_bias_is_the_logit(x):
     torch.testing.assert_close(
         cam(model, "features", x, TARGET).mean((1, 2)) + model.classifier[3].bias[TARGET], logit
     )
+
+
+@pytest.mark.parametrize(
+    "name, layer",
+    [("densenet121", "features"), ("resnet18", "layer4"), ("tf_efficientnet_lite0", "blocks.6")],
+)
+def test_cam_goes_through_what_acts_on_each_position_alone(name, layer):
+    model = load_model(name, weights="random").double()
+    x = torch.randn(2, 3, 96, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    bias = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].bias
+    torch.testing.assert_close(cam(model, layer, x, 5).mean((1, 2)) + bias[5], model(x)[:, 5])
 
 
 @pytest.mark.parametrize("layer", ["features.3", "features"])

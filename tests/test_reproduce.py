@@ -3,11 +3,14 @@
 import hashlib
 import json
 import shutil
+import sys
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from cam_utils import paths
+from cam_utils.cli import main
 from cam_utils.notebooks import ReproductionError, find_notebooks, parse_parameters, write_outputs
 from cam_utils.reproduce import reproduce
 
@@ -239,3 +242,46 @@ def test_two_runs_at_once_are_refused(tmp_path):
     write(tmp_path, "01_first")
     with pytest.raises(ReproductionError, match="another run is at work"):
         reproduce(tmp_path, say=lambda line: reproduce(tmp_path))
+
+
+def command(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["cam_utils", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code, *capsys.readouterr()
+
+
+def test_command_line_passes_the_options_on(monkeypatch, capsys):
+    given = {}
+    monkeypatch.setattr("cam_utils.reproduce.reproduce", lambda **options: given.update(options))
+    arguments = "figures --only 04 --only 01 -p photo=dog -p seed=3 --timeout 9 --prune --write-back".split()
+    assert command(monkeypatch, capsys, *arguments)[0] == 0
+    assert given.pop("only") == ["04", "01"] and given.pop("parameters") == {"photo": "dog", "seed": 3}
+    assert given == {"timeout": 9, "prune": True, "write_back": True}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ReproductionError("cell 3 failed"), 1), (ValueError("cell 3 failed"), 2)]
+)
+def test_command_line_shows_errors_without_traceback(monkeypatch, capsys, error, code):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setattr("cam_utils.reproduce.reproduce", fail)
+    assert command(monkeypatch, capsys, "figures") == (code, "", "error: cell 3 failed\n")
+
+
+def test_explain_from_the_command_line(monkeypatch, capsys, tmp_path):
+    photo, out = str(paths.PHOTOS / "dog.jpg"), tmp_path / "new" / "map.png"
+    code, printed, _ = command(
+        monkeypatch, capsys, "explain", photo, "--layer", "blocks.5", "--out", str(out)
+    )
+    assert (
+        code == 0
+        and "German shepherd (class 235), probability" in printed
+        and "grad_cam at blocks.5" in printed
+    )
+    assert out.read_bytes().startswith(b"\x89PNG")
+    for wrong in (["no.jpg"], [photo, "--method", "x"], [photo, "--layer", "x"], [photo, "--out", "x.jpg"]):
+        code, printed, error = command(monkeypatch, capsys, "explain", *wrong)
+        assert (code, printed) == (2, "") and error.startswith("error: ") and "Traceback" not in error

@@ -1,0 +1,177 @@
+"""The game that Shap-CAM plays on one image: the players are the positions of a layer's feature maps.
+
+A coalition S keeps its positions; an absent position takes the baseline: A_S = Ā + m ⊙ (A - Ā). Its worth is the payoff of
+the rest of the network, the head. A coalition costs one evaluation of the head, or less (`LayerGame.kind`).
+"""
+
+import torch
+from torch import Tensor, fx, nn
+
+from .cams import check_input, check_output
+from .layers import GRADIENT_COST, count, evaluating, feature_maps, resolve_layer, split
+from .pointwise import parts_of
+
+_BATCH_ELEMENTS = 2**23  # of the largest tensor that is mixed, in one batch: about 32 MB in float32
+
+
+class LayerGame:
+    """The cooperative game of one image at one layer (Zheng et al. 2022, section 3).
+
+    x: (1,3,H,W) preprocessed; target: the class id; payoff: "probability" (softmax), "logit" or "log_odds" of the target;
+    baseline: "mean" of each channel over the positions, "zero", or a tensor that broadcasts to (1,C,h,w).
+    deferred: how a *fractional* mask fades a position. False: at the layer, as the formula above says. True: behind the
+    operations of the head that act on each position alone, which gives the same game on coalitions (masks of 0 and 1)
+    and slopes closer to its multilinear extension. Raises ValueError for what no game can be made of.
+
+    n_players = h·w, shape = (h, w), n_evaluations: evaluations so far, a gradient counting 2.5. kind: "head" (a
+    coalition costs a pass through the head), "cached" (through what follows its first linear layer or pooling) or
+    "additive" (the logits are sums of one cached vector per player: no pass at all). Construction costs one forward pass
+    to the layer and, for the two cached kinds, a check against the head itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: nn.Module | str,
+        x: Tensor,
+        target: Tensor | int,
+        payoff: str = "probability",
+        baseline: str | Tensor = "mean",
+        *,
+        deferred: bool = False,
+    ):
+        if payoff not in PAYOFFS:
+            raise ValueError(f"payoff must be one of {', '.join(PAYOFFS)}, not {payoff!r}")
+        self._target = check_input(x, target)
+        if len(x) != 1:
+            raise ValueError(f"a game is played on one image (1,3,H,W), not on {len(x)}")
+        self._model, self.payoff, self.target, self.n_evaluations = model, payoff, int(self._target), 0
+        features, self._head = split(model, resolve_layer(model, layer))
+        with evaluating(model), torch.inference_mode(False), torch.no_grad():
+            present = feature_maps(features(x)).detach()
+            if not present.isfinite().all():
+                raise ValueError("the layer's activation contains NaN or infinite values")
+            self.shape, self.dtype, self.device = tuple(present.shape[2:]), present.dtype, present.device
+            self.n_players = self.shape[0] * self.shape[1]
+            absent = _baseline(present, baseline)
+            self._at_layer = ([absent], [present - absent], self._head)
+            self._mixed, self._cache, self.kind = self._at_layer, None, "head"
+            if isinstance(self._head, fx.GraphModule):
+                self._prepare(absent, present)
+        if deferred and self._mixed is not self._at_layer:
+            self._at_layer = self._mixed
+
+    def value(self, masks: Tensor) -> Tensor:
+        """The payoff of each coalition. masks (M,n), bool or in [0,1] -> (M,). Cost: M evaluations."""
+        masks = self._check(masks)
+        with evaluating(self._model), torch.inference_mode(False), torch.no_grad():
+            values = [self._payoff(batch) for batch in masks.split(self._batch(masks))]
+        self._count(len(masks))
+        return torch.cat(values) if values else masks.new_zeros(0)
+
+    def gradient(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Payoffs (M,) and their derivatives by each player's presence (M,n). Cost: 2.5 M evaluations."""
+        masks = self._check(masks)
+        values, gradients = [masks.new_zeros(0)], [masks[:0]]
+        with evaluating(self._model), torch.inference_mode(False), torch.enable_grad():
+            for batch in masks.split(max(1, self._batch(masks, gradient=True) // 2)):
+                batch = batch.clone().requires_grad_(True)
+                value = self._payoff(batch, gradient=True)
+                gradients += torch.autograd.grad(value.sum(), batch)
+                values.append(value.detach())
+        self._count(GRADIENT_COST * len(masks))
+        return torch.cat(values), torch.cat(gradients)
+
+    def _prepare(self, absent: Tensor, present: Tensor) -> None:
+        """Push both through what acts on each position alone; cache what is affine behind it; verify against the head."""
+        parts = parts_of(self._head)
+        absent, present = (_tuple(parts.pointwise(activation)) for activation in (absent, present))
+        self._mixed = (absent, [p - a for p, a in zip(present, absent, strict=True)], parts.mixed)
+        if parts.affine is None:
+            return
+        base = parts.affine(*absent)
+        if not isinstance(base, Tensor) or base.numel() >= sum(t.numel() for t in absent):
+            return
+        eye = torch.eye(self.n_players, dtype=self.dtype, device=self.device)
+        step = max(1, _BATCH_ELEMENTS // sum(t.numel() for t in absent))
+        rows = torch.cat([parts.affine(*self._mix(self._mixed, batch)) for batch in eye.split(step)]) - base
+        cache = (base, rows.flatten(1), base.shape[1:], parts.rest)
+        if self._verify(cache):
+            self._cache, self.kind = cache, "additive" if parts.additive else "cached"
+
+    def _verify(self, cache: tuple) -> bool:
+        """Whether the cached game agrees with the head itself on random coalitions; never assumed."""
+        masks = torch.rand(2, self.n_players, generator=torch.Generator().manual_seed(0)) < 0.5
+        masks = masks.to(self.device, self.dtype)
+        true, fast = self._head(*self._mix(self._at_layer, masks)), self._cached_logits(cache, masks)
+        tolerance = 1e3 * torch.finfo(self.dtype).eps * true.abs().max()
+        return true.shape == fast.shape and bool((true - fast).abs().max() <= tolerance)
+
+    def _mix(self, parts: tuple, masks: Tensor) -> list[Tensor]:
+        m = masks.view(-1, 1, *self.shape)
+        return [absent + m * delta for absent, delta in zip(parts[0], parts[1], strict=True)]
+
+    @staticmethod
+    def _cached_logits(cache: tuple, masks: Tensor) -> Tensor:
+        base, rows, shape, rest = cache
+        return rest((base.flatten(1) + masks @ rows).view(-1, *shape))
+
+    def _payoff(self, masks: Tensor, gradient: bool = False) -> Tensor:
+        parts = self._at_layer
+        if parts is not self._mixed and not gradient and bool(((masks == 0) | (masks == 1)).all()):
+            parts = self._mixed  # on coalitions the two are one game
+        if self._cache is not None and parts is self._mixed:
+            logits = self._cached_logits(self._cache, masks)
+        else:
+            logits = parts[2](*self._mix(parts, masks))
+        return PAYOFFS[self.payoff](check_output(logits, self._target), self.target)
+
+    def _batch(self, masks: Tensor, gradient: bool = False) -> int:
+        cached = self._cache is not None
+        elements = self._cache[1].shape[1] if cached else sum(t.numel() for t in self._at_layer[0])
+        return max(1, min(4096 if cached else 128, _BATCH_ELEMENTS // elements))
+
+    def _check(self, masks: Tensor) -> Tensor:
+        masks = torch.as_tensor(masks)
+        if masks.ndim != 2 or masks.shape[1] != self.n_players:
+            raise ValueError(f"masks must be (M,{self.n_players}), not {tuple(masks.shape)}")
+        masks = masks.to(self.device, self.dtype)
+        if not bool(((masks >= 0) & (masks <= 1)).all()):
+            raise ValueError("masks must lie in [0,1]")
+        return masks
+
+    def _count(self, evaluations: float) -> None:
+        self.n_evaluations += evaluations
+        count(evaluations)
+
+
+def _tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (output,) if isinstance(output, Tensor) else output
+
+
+def _baseline(present: Tensor, baseline: str | Tensor) -> Tensor:
+    if isinstance(baseline, Tensor):
+        try:
+            return baseline.to(present).expand_as(present)
+        except RuntimeError:
+            shape = tuple(present.shape)
+            raise ValueError(
+                f"baseline {tuple(baseline.shape)} does not broadcast to the activation {shape}"
+            ) from None
+    if baseline not in ("mean", "zero"):
+        raise ValueError(f'baseline must be "mean", "zero" or a tensor, not {baseline!r}')
+    mean = present.mean((2, 3), keepdim=True)
+    return (mean if baseline == "mean" else torch.zeros_like(mean)).expand_as(present)
+
+
+def _log_odds(logits: Tensor, target: int) -> Tensor:
+    others = logits.clone()
+    others[:, target] = -torch.inf
+    return logits[:, target] - others.logsumexp(1)
+
+
+PAYOFFS = {
+    "probability": lambda logits, target: logits.softmax(1)[:, target],
+    "logit": lambda logits, target: logits[:, target],
+    "log_odds": _log_odds,
+}

@@ -1,0 +1,155 @@
+"""Estimators of the Shapley value of any game.
+
+A game has `n_players` and `value(masks (M,n) of 0 and 1) -> (M,)`. An estimator knows nothing else of it, spends at most
+`budget` evaluations, draws only from `generator`, and reports what it spent. Sources: Shapley 1953; Castro et al. 2009
+(permutations); Lundberg & Lee 2017, Covert & Lee 2021 (KernelSHAP, paired); Musco & Witter 2024 (leverage sampling).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_EXACT = 20  # players: 2^20 coalitions
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Shapley values (n,) with their standard errors (n,), in float64 and in the payoff's unit.
+
+    standard_error is 0 where the values are exact, and infinite where the budget is too small to tell.
+    efficiency_gap: sum of the values minus (v(all) - v(none)), before any correction.
+    """
+
+    values: Tensor
+    standard_error: Tensor
+    n_evaluations: float
+    efficiency_gap: float
+
+
+def exact(game) -> Estimate:
+    """The definition (Shapley 1953): all 2^n coalitions. Raises ValueError for more than 20 players."""
+    n = game.n_players
+    if n > MAX_EXACT:
+        raise ValueError(f"exact values need 2^n evaluations: at most {MAX_EXACT} players, not {n}")
+    coalitions = torch.arange(2**n)
+    masks = (coalitions[:, None] >> torch.arange(n)) & 1
+    v = _value(game, masks)
+    size = masks.sum(1)
+    # |S|! (n-|S|-1)! / n! for a coalition S without the player
+    weight = torch.tensor([1 / (n * math.comb(n - 1, k)) for k in range(n)], dtype=torch.float64)
+    values = torch.empty(n, dtype=torch.float64)
+    for i in range(n):
+        without = masks[:, i] == 0
+        values[i] = (weight[size[without]] * (v[coalitions[without] + 2**i] - v[without])).sum()
+    return Estimate(values, torch.zeros(n, dtype=torch.float64), 2**n, float(values.sum() - v[-1] + v[0]))
+
+
+def permutation(game, budget: int, generator: torch.Generator) -> Estimate:
+    """Marginal contributions along random orders of the players, each with its reverse. Unbiased and efficient.
+
+    Cost: 2(n-1) evaluations a pair of orders, and 2; ValueError if the budget does not pay for one pair.
+    """
+    n = game.n_players
+    pairs = (budget - 2) // max(2 * (n - 1), 1)
+    if pairs < 1:
+        raise ValueError(
+            f"{n} players need a budget of at least {2 * n} evaluations for one pair of orders, not {budget}"
+        )
+    ranks = torch.stack([torch.randperm(n, generator=generator).argsort() for _ in range(pairs)])
+    ranks = torch.stack([ranks, n - 1 - ranks], 1)  # (pairs,2,n): when each player joins
+    steps = torch.arange(n - 1)
+    ends, inside = (
+        _ends(game),
+        _value(game, (ranks[:, :, None] <= steps[:, None]).reshape(-1, n)).view(pairs, 2, n - 1),
+    )
+    v = torch.cat([ends[0].expand(pairs, 2, 1), inside, ends[1].expand(pairs, 2, 1)], 2)
+    contributions = v.diff(dim=2).gather(2, ranks).mean(1)  # (pairs,n)
+    return _mean(contributions, 2 + pairs * 2 * (n - 1), ends)
+
+
+def per_position(game, budget: int, generator: torch.Generator) -> Estimate:
+    """Shap-CAM's sampling (Zheng et al. 2022): m = budget / 2n coalitions of its own for every player. Unbiased.
+
+    A coalition is the set of those before the player in a random order. Cost: 2mn evaluations, and 2 for the gap.
+    """
+    n = game.n_players
+    m = (budget - 2) // (2 * n)
+    if m < 1:
+        raise ValueError(
+            f"{n} players need a budget of at least {2 * n + 2} evaluations for one coalition each, not {budget}"
+        )
+    ends, contributions = _ends(game), torch.empty(m, n, dtype=torch.float64)
+    for i in range(n):
+        order = torch.rand(m, n, generator=generator)
+        without = order < order[:, i : i + 1]
+        together = without.clone()
+        together[:, i] = True
+        contributions[:, i] = _value(game, together) - _value(game, without)
+    return _mean(contributions, 2 + 2 * m * n, ends)
+
+
+def kernel_shap(game, budget: int, generator: torch.Generator) -> Estimate:
+    """KernelSHAP in its best known form: coalitions of uniform size ("leverage"), each with its complement.
+
+    A weighted least squares fit with v(none) and v(all) exact. Consistent, not unbiased. Cost: the budget, if even.
+    The standard error is that of the regression with residuals corrected for leverage (HC3).
+    """
+    n = game.n_players
+    pairs = (budget - 2) // 2
+    if pairs < 1 or n < 2:
+        raise ValueError(f"KernelSHAP needs at least 2 players and a budget of 4, not {n} and {budget}")
+    masks, ends = paired_coalitions(n, pairs, generator), _ends(game)
+    values, residuals, total, design = odd_regression(masks, _value(game, masks), ends[1] - ends[0])
+    error = torch.full((n,), torch.inf, dtype=torch.float64)
+    if pairs > n:
+        solve = torch.linalg.pinv(design)  # (n,pairs)
+        leverage = (design * solve.T).sum(1)
+        error = (solve * (residuals / (1 - leverage).clamp(min=1e-6))).square().sum(1).sqrt()
+    return Estimate(values, error, 2 + 2 * pairs, float(values.sum() - total))
+
+
+def paired_coalitions(n: int, pairs: int, generator: torch.Generator) -> Tensor:
+    """`pairs` coalitions of uniform size 1 … n-1, then their complements: (2·pairs, n) bool."""
+    size = torch.randint(1, n, (pairs, 1), generator=generator)
+    masks = torch.rand(pairs, n, generator=generator).argsort(1).argsort(1) < size
+    return torch.cat([masks, ~masks])
+
+
+def odd_regression(
+    masks: Tensor, v: Tensor, total: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
+    """KernelSHAP's regression of paired coalitions: (values, weighted residuals, total, weighted design).
+
+    The Shapley value depends on the odd part (v(S) - v(complement)) / 2 alone, so a pair is one equation:
+    odd(S) = sum over S of values - total / 2, on the plane where the values sum to `total`.
+    """
+    pairs, n = len(masks) // 2, masks.shape[1]
+    m = masks[:pairs].double()
+    share = m.mean(1, keepdim=True)
+    weight = (share * (1 - share)) ** -0.5
+    odd = (v[:pairs] - v[pairs:]) / 2 - (share[:, 0] - 0.5) * total
+    design = (m - share) * weight
+    target = odd * weight[:, 0]
+    values = torch.linalg.lstsq(design, target[:, None], driver="gelsd").solution[:, 0]
+    residuals = target - design @ values
+    return values - values.mean() + total / n, residuals, total, design
+
+
+def _value(game, masks: Tensor) -> Tensor:
+    return game.value(masks.bool()).double().cpu()
+
+
+def _ends(game) -> Tensor:
+    return _value(game, torch.tensor([[0], [1]]).expand(2, game.n_players))
+
+
+def _mean(contributions: Tensor, n_evaluations: int, ends: Tensor) -> Estimate:
+    values = contributions.mean(0)
+    error = (
+        contributions.std(0) / len(contributions) ** 0.5
+        if len(contributions) > 1
+        else torch.full_like(values, torch.inf)
+    )
+    return Estimate(values, error, n_evaluations, float(values.sum() - ends[1] + ends[0]))
