@@ -140,9 +140,7 @@ def ablation_cam(
             y = check_output(head(A), c[None])[0, c]
             count(1)
             scores = []
-            for channels in _chunks(
-                torch.arange(A.shape[1], device=A.device), batch_size, "Ablation-CAM", progress
-            ):
+            for channels in _chunks(torch.arange(A.shape[1], device=A.device), batch_size, "Ablation-CAM", progress):
                 ablated = A.repeat(len(channels), 1, 1, 1)  # (M,C,h,w)
                 ablated[torch.arange(len(channels)), channels] = 0
                 scores.append(_logit(head, ablated, c))
@@ -151,9 +149,7 @@ def ablation_cam(
     return torch.stack(maps)
 
 
-def activation_and_gradient(
-    model: nn.Module, layer: Layer, x: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
+def activation_and_gradient(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """A and G = dy/dA, both (N,C,h,w), detached; y is the logit of the target. Cost: 1 forward, 1 backward of the head."""
     layer, target = resolve_layer(model, layer), check_input(x, target)
     with (
@@ -173,16 +169,12 @@ def check_input(x: Tensor, target: Tensor | int) -> Tensor:
     """`target` as a tensor (N,) on x's device. Raises ValueError for an x that is no finite image batch or a wrong target."""
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or x.numel() == 0:
         found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(
-            f"x must be a floating point tensor (N,3,H,W), not {found}; cam_utils.preprocess makes one"
-        )
+        raise ValueError(f"x must be a floating point tensor (N,3,H,W), not {found}; cam_utils.preprocess makes one")
     if not x.isfinite().all():
         raise ValueError("x contains NaN or infinite values")
     target = torch.as_tensor(target, device=x.device)
     if target.is_floating_point() or target.dtype == torch.bool or target.shape not in ((), (1,), (len(x),)):
-        raise ValueError(
-            f"target must be an integer class id for each of the {len(x)} images, not {target.tolist()}"
-        )
+        raise ValueError(f"target must be an integer class id for each of the {len(x)} images, not {target.tolist()}")
     return target.long().expand(len(x))
 
 

@@ -17,9 +17,7 @@ app = typer.Typer(
 
 @app.command()
 def figures(
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="NN", help="Run just this notebook; repeatable.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="NN", help="Run just this notebook; repeatable.")] = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,9 +29,7 @@ def figures(
         ),
     ] = None,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds that one cell may take.")] = 600,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Delete figures that no notebook makes any more.")
-    ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete figures that no notebook makes any more.")] = False,
     write_back: Annotated[
         bool, typer.Option("--write-back", help="Put the fresh outputs into notebooks/, to be committed.")
     ] = False,
@@ -43,9 +39,7 @@ def figures(
 
     try:
         parameters = notebooks.parse_parameters(parameter or ())
-        reproduce.reproduce(
-            only=only or (), parameters=parameters, timeout=timeout, prune=prune, write_back=write_back
-        )
+        reproduce.reproduce(only=only or (), parameters=parameters, timeout=timeout, prune=prune, write_back=write_back)
     except notebooks.ReproductionError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -56,16 +50,10 @@ def explain(
     photo: Annotated[Path, typer.Argument(help="Any image file.")],
     method: Annotated[str, typer.Option(help="A name that `methods` lists.")] = "grad_cam",
     model: Annotated[str, typer.Option(help="A name that `models` lists.")] = "tf_efficientnet_lite0",
-    layer: Annotated[
-        str | None, typer.Option(help="Dotted name such as blocks.5. [default: the model's]")
-    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Dotted name such as blocks.5. [default: the model's]")] = None,
     target: Annotated[str | None, typer.Option(help="Class name or number. [default: the top class]")] = None,
-    weights: Annotated[
-        str, typer.Option(help="pretrained, random, or a file or folder with weights.")
-    ] = "pretrained",
-    out: Annotated[
-        Path | None, typer.Option(help="The PNG to write. [default: PHOTO_METHOD.png, here]")
-    ] = None,
+    weights: Annotated[str, typer.Option(help="pretrained, random, or a file or folder with weights.")] = "pretrained",
+    out: Annotated[Path | None, typer.Option(help="The PNG to write. [default: PHOTO_METHOD.png, here]")] = None,
 ):
     """Explain what a network sees in a photo: writes the heat map over the photo as PNG."""
     from .explanation import explain
@@ -86,10 +74,10 @@ def explain(
 @app.command()
 def models():
     """List the networks, their layer for CAMs, input size, and whether their weights are on this machine."""
-    from .models import REGISTRY, weights_available
+    from .models import REGISTRY, find_weights
 
     rows = [
-        (name, spec.layer, f"{spec.input_size}", "yes" if weights_available(name) else "no", spec.source)
+        (name, spec.layer, f"{spec.input_size}", "yes" if find_weights(name) else "no", spec.source)
         for name, spec in REGISTRY.items()
     ]
     _table(("model", "layer", "input", "weights", "source"), rows)

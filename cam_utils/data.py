@@ -57,9 +57,7 @@ def load_image(source) -> Image.Image:
 def _read(name):
     """The image file `name` as RGB."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", name):
-        raise ValueError(
-            f"{name[:200]!r} is a web address: download the image first and give the file's path"
-        )
+        raise ValueError(f"{name[:200]!r} is a web address: download the image first and give the file's path")
     path = Path(os.path.expanduser(name))
     quoted = repr(str(path))
     try:
@@ -81,15 +79,11 @@ def _read(name):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         hint = "Shrink it first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
         raise ValueError(f"{quoted} is too large: {error} {hint}") from None
-    except (
-        Exception
-    ) as error:  # almost always UnidentifiedImageError; the parsers of broken headers raise others
+    except Exception as error:  # almost always UnidentifiedImageError; the parsers of broken headers raise others
         with path.open("rb") as file:
             start = file.read(12)
         hint = "convert it to PNG or JPEG first if it is HEIC, SVG, PDF or raw"
-        raise ValueError(
-            f"{quoted} is no image that Pillow can read, it starts with {start}; {hint}"
-        ) from error
+        raise ValueError(f"{quoted} is no image that Pillow can read, it starts with {start}; {hint}") from error
     with image:
         return _rgb(image, quoted)
 
@@ -149,23 +143,15 @@ def _image_of(array):
     """A checked array as PIL image of 8 bit."""
     shape = array.shape
     if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 2, 3, 4)):
-        first = (
-            " (channels first? np.moveaxis(array, 0, -1) turns them)"
-            if shape[0:1] in ((1,), (3,), (4,))
-            else ""
-        )
-        raise ValueError(
-            f"array of shape {shape} is no image: give (H,W) or (H,W,C) with 1 to 4 channels{first}"
-        )
+        first = " (channels first? np.moveaxis(array, 0, -1) turns them)" if shape[0:1] in ((1,), (3,), (4,)) else ""
+        raise ValueError(f"array of shape {shape} is no image: give (H,W) or (H,W,C) with 1 to 4 channels{first}")
     if array.size == 0:
         raise ValueError(f"array of shape {shape} has no pixels")
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise ValueError("array contains NaN or infinite values")
         if array.min() < 0 or array.max() > 1:
-            raise ValueError(
-                f"float array must lie in [0,1], it goes from {array.min():.6g} to {array.max():.6g}"
-            )
+            raise ValueError(f"float array must lie in [0,1], it goes from {array.min():.6g} to {array.max():.6g}")
         array = np.rint(array * np.float32(255))
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
         array = np.rint(array / np.float32(257))
@@ -239,9 +225,7 @@ def mosaic(images, rows=2, columns=2, size=448) -> Image.Image:
     """
     images = list(images)
     if min(rows, columns) < 1 or size < max(rows, columns):
-        raise ValueError(
-            f"{rows} x {columns} cells at size {size}: needs at least one cell and one pixel per cell"
-        )
+        raise ValueError(f"{rows} x {columns} cells at size {size}: needs at least one cell and one pixel per cell")
     if len(images) != rows * columns:
         raise ValueError(f"{rows} x {columns} cells take {rows * columns} images, got {len(images)}")
     top, left = (_edges(cells, round(cells * size / max(rows, columns))) for cells in (rows, columns))

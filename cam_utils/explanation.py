@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import cams, plotting, postprocess
+from . import cams, plotting, postprocess, shap_cam
 from .layers import counting, evaluating, resolve_layer
 from .models import class_names, preprocess, resolve_target, spec_of, view
 
@@ -21,6 +21,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "xgrad_cam": cams.xgrad_cam,
     "score_cam": cams.score_cam,
     "ablation_cam": cams.ablation_cam,
+    "shap_cam": shap_cam.shap_cam,
 }
 
 

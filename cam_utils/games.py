@@ -124,7 +124,10 @@ class LayerGame:
             logits = self._cached_logits(self._cache, masks)
         else:
             logits = parts[2](*self._mix(parts, masks))
-        return PAYOFFS[self.payoff](check_output(logits, self._target), self.target)
+        logits = check_output(logits, self._target)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()  # a difference of two probabilities has no digit to lose
+        return PAYOFFS[self.payoff](logits, self.target)
 
     def _batch(self, masks: Tensor, gradient: bool = False) -> int:
         cached = self._cache is not None
@@ -155,9 +158,7 @@ def _baseline(present: Tensor, baseline: str | Tensor) -> Tensor:
             return baseline.to(present).expand_as(present)
         except RuntimeError:
             shape = tuple(present.shape)
-            raise ValueError(
-                f"baseline {tuple(baseline.shape)} does not broadcast to the activation {shape}"
-            ) from None
+            raise ValueError(f"baseline {tuple(baseline.shape)} does not broadcast to the activation {shape}") from None
     if baseline not in ("mean", "zero"):
         raise ValueError(f'baseline must be "mean", "zero" or a tensor, not {baseline!r}')
     mean = present.mean((2, 3), keepdim=True)

@@ -87,9 +87,7 @@ def feature_maps(output: Tensor) -> Tensor:
     return output
 
 
-_SPLITS: WeakKeyDictionary[nn.Module, dict] = (
-    WeakKeyDictionary()
-)  # model: {layer: (its modules, features, head)}
+_SPLITS: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # model: {layer: (its modules, features, head)}
 
 
 def split(model: nn.Module, layer: nn.Module | str) -> tuple[Callable, Callable]:
@@ -140,9 +138,7 @@ def _cut(model: nn.Module, layer: nn.Module) -> tuple[fx.GraphModule, fx.GraphMo
     return cut_graph(model, graph, [tracer.outputs[0].node])
 
 
-def cut_graph(
-    root: nn.Module, graph: fx.Graph, nodes: list[fx.Node]
-) -> tuple[fx.GraphModule, fx.GraphModule] | None:
+def cut_graph(root: nn.Module, graph: fx.Graph, nodes: list[fx.Node]) -> tuple[fx.GraphModule, fx.GraphModule] | None:
     """Cut a graph at `nodes`: (before, after), after(*before(x)) being the whole; one node is passed bare, not as a tuple.
 
     None where data flows around the nodes. `after` does not change its inputs, whatever it does in place.

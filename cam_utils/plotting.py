@@ -28,9 +28,7 @@ def use_style() -> None:
     matplotlib.rcParams.update({"pdf.fonttype": 42, "image.interpolation": "nearest", "axes.titlesize": 9})
 
 
-def new_figure(
-    rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float | None = None
-) -> Figure:
+def new_figure(rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float | None = None) -> Figure:
     """A Figure with rows × columns axes (`figure.axes`), sizes in inches; outside pyplot, so that it is shown once."""
     height = height or width / columns * rows * 1.1
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -41,15 +39,11 @@ def new_figure(
 def save_figure(figure: Figure, name: str) -> Figure:
     """Write `name`.png and `name`.pdf, the same bytes for the same figure; returns the figure, so that it can end a cell."""
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
-        raise ValueError(
-            f'a figure is named like "04_layers": two digits of its notebook, then a slug; not {name!r}'
-        )
+        raise ValueError(f'a figure is named like "04_layers": two digits of its notebook, then a slug; not {name!r}')
     folder = figures_folder()
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
-    figure.savefig(
-        folder / f"{name}.pdf", dpi=160, metadata={"CreationDate": None, "Creator": None, "Producer": None}
-    )
+    figure.savefig(folder / f"{name}.pdf", dpi=160, metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return figure
 
 
@@ -60,9 +54,7 @@ def show_image(ax: Axes, image: Image.Image | np.ndarray, title: str = "") -> No
     ax.set_axis_off()
 
 
-def show_map(
-    ax: Axes, image: Image.Image, map: Tensor, title: str = "", *, signed: bool = False, alpha: float = 0.65
-):
+def show_map(ax: Axes, image: Image.Image, map: Tensor, title: str = "", *, signed: bool = False, alpha: float = 0.65):
     """A map (h,w) over the image in grey; signed: the map over its largest magnitude, else rectified and min-max scaled.
 
     Returns the drawn map, for the colour bar.

@@ -58,9 +58,7 @@ class Parts(NamedTuple):
 
     pointwise: fx.GraphModule  # acts on each position alone
     mixed: fx.GraphModule  # everything behind it
-    affine: (
-        fx.GraphModule | None
-    )  # of `mixed` what is affine in its inputs: pooling, flatten, linear, no convolution
+    affine: fx.GraphModule | None  # of `mixed` what is affine in its inputs: pooling, flatten, linear, no convolution
     rest: fx.GraphModule | None
     additive: bool  # whether `rest` does nothing
 
@@ -99,9 +97,7 @@ def _cut_behind(head: fx.GraphModule, belongs) -> tuple[fx.GraphModule, fx.Graph
         follows = arguments and all(n in inside for n in arguments)
         if _is_input(node) or (follows and (node.target == "clone" or belongs(head, node, arguments))):
             inside.add(node)
-    frontier = [
-        node for node in head.graph.nodes if node in inside and any(user not in inside for user in node.users)
-    ]
+    frontier = [node for node in head.graph.nodes if node in inside and any(user not in inside for user in node.users)]
     return cut_graph(head, head.graph, frontier)
 
 

@@ -47,9 +47,7 @@ def reproduce(
     notebooks = find_notebooks(root / "notebooks", only)
     for notebook in notebooks:
         check_parameters(notebook, parameters)
-    changed = {
-        k: v for k, v in parameters.items() if any(v != notebook.defaults[k] for notebook in notebooks)
-    }
+    changed = {k: v for k, v in parameters.items() if any(v != notebook.defaults[k] for notebook in notebooks)}
     if changed and write_back:
         raise ValueError("outputs are written back with the notebooks' own parameters only")
     build, figures, executed = root / "build", root / "figures", root / "build" / "notebooks"
@@ -80,9 +78,7 @@ def reproduce(
                 staged |= {file.name: file for file in pair}
             say(f"{label}: {time.monotonic() - start:.1f} s, figures: {len(files)}")
         stale = _stale(figures, old["figures"], made, kept, prune)
-        _publish(
-            figures, staged, stale, {"versions": versions, "figures": dict(sorted((kept | made).items()))}
-        )
+        _publish(figures, staged, stale, {"versions": versions, "figures": dict(sorted((kept | made).items()))})
         for notebook in notebooks if write_back else ():
             write_outputs(executed / notebook.path.name, notebook.path)
     _report(figures.relative_to(root), old["figures"], made, stale, say)
@@ -91,9 +87,7 @@ def reproduce(
 
 def _variant(notebooks, changed: dict) -> str:
     """A folder name such as 04-photo=dog."""
-    label = "-".join(
-        [*(n.number for n in notebooks), *(f"{name}={value}" for name, value in changed.items())]
-    )
+    label = "-".join([*(n.number for n in notebooks), *(f"{name}={value}" for name, value in changed.items())])
     return re.sub(r"[^\w=.,+-]+", "_", label)[:100]
 
 
@@ -128,9 +122,7 @@ def _staged(notebook: Notebook, staging: Path) -> dict[str, list[Path]]:
         figures.setdefault(file.stem, []).append(file)
     for slug, files in figures.items():
         if len(files) < len(MARKS):
-            raise ReproductionError(
-                f"{notebook.path.name} saved {files[0].name} alone: {slug} needs PNG and PDF"
-            )
+            raise ReproductionError(f"{notebook.path.name} saved {files[0].name} alone: {slug} needs PNG and PDF")
     return figures
 
 
@@ -139,9 +131,7 @@ def _stale(figures: Path, old: dict, made: dict, kept: dict, prune: bool) -> lis
     present = {file.name for file in figures.glob("[!.]*") if file.is_file()} - {"manifest.json"}
     lost = sorted({name for entry in kept.values() for name in entry["files"]} - present)
     if lost:
-        raise ReproductionError(
-            f"in the manifest, but not in figures/: {', '.join(lost)}. Run all notebooks."
-        )
+        raise ReproductionError(f"in the manifest, but not in figures/: {', '.join(lost)}. Run all notebooks.")
     gone = sorted(set(old) - set(made) - set(kept))
     known = {name for entry in [*made.values(), *kept.values()] for name in entry["files"]}
     stale = sorted(present - known)

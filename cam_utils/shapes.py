@@ -79,9 +79,7 @@ def make_shapes(n, *, size=64, seed=0, objects=(2, 4), watermark=None) -> Shapes
     for i in range(n):
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))
         labels[i] = generator.integers(len(CLASS_NAMES))
-        chance = (
-            generator.random()
-        )  # drawn with and without a watermark: the rest of the image must not depend on it
+        chance = generator.random()  # drawn with and without a watermark: the rest of the image must not depend on it
         if watermark is not None:
             present[i] = chance < (watermark if labels[i] == 0 else 1 - watermark)
         images[i], instances[i] = _draw(generator, CLASS_NAMES[labels[i]], size, least, most)
@@ -108,9 +106,7 @@ def coverage(kind, size, centre, radius, angle=0.0):
     k = SUPERSAMPLING
     first = [max(0, math.floor(c - radius)) for c in centre]
     last = [min(size, math.ceil(c + radius)) for c in centre]
-    x, y = (
-        (np.arange(k * (b - a), dtype=np.float32) + 0.5) / k + a for a, b in zip(first, last, strict=True)
-    )
+    x, y = ((np.arange(k * (b - a), dtype=np.float32) + 0.5) / k + a for a, b in zip(first, last, strict=True))
     x, y = (x[None, :] - centre[0]) / radius, (y[:, None] - centre[1]) / radius
     c, s = math.cos(angle), math.sin(angle)
     samples = _inside(kind, c * x + s * y, c * y - s * x)

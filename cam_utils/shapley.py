@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 MAX_EXACT = 20  # players: 2^20 coalitions
 
@@ -69,10 +70,11 @@ def permutation(game, budget: int, generator: torch.Generator) -> Estimate:
     return _mean(contributions, 2 + pairs * 2 * (n - 1), ends)
 
 
-def per_position(game, budget: int, generator: torch.Generator) -> Estimate:
-    """Shap-CAM's sampling (Zheng et al. 2022): m = budget / 2n coalitions of its own for every player. Unbiased.
+def per_position(game, budget: int, generator: torch.Generator, *, progress: bool | None = False) -> Estimate:
+    """Shap-CAM's sampling (Zheng et al. 2022): m = (budget - 2) / 2n coalitions of its own for every player. Unbiased.
 
     A coalition is the set of those before the player in a random order. Cost: 2mn evaluations, and 2 for the gap.
+    progress: show a bar over the players; None: on a terminal.
     """
     n = game.n_players
     m = (budget - 2) // (2 * n)
@@ -81,7 +83,8 @@ def per_position(game, budget: int, generator: torch.Generator) -> Estimate:
             f"{n} players need a budget of at least {2 * n + 2} evaluations for one coalition each, not {budget}"
         )
     ends, contributions = _ends(game), torch.empty(m, n, dtype=torch.float64)
-    for i in range(n):
+    disable = None if progress is None else not progress
+    for i in tqdm(range(n), desc="Shap-CAM", leave=False, disable=disable):
         order = torch.rand(m, n, generator=generator)
         without = order < order[:, i : i + 1]
         together = without.clone()
@@ -117,9 +120,7 @@ def paired_coalitions(n: int, pairs: int, generator: torch.Generator) -> Tensor:
     return torch.cat([masks, ~masks])
 
 
-def odd_regression(
-    masks: Tensor, v: Tensor, total: Tensor | float
-) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
+def odd_regression(masks: Tensor, v: Tensor, total: Tensor | float) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
     """KernelSHAP's regression of paired coalitions: (values, weighted residuals, total, weighted design).
 
     The Shapley value depends on the odd part (v(S) - v(complement)) / 2 alone, so a pair is one equation:

@@ -6,9 +6,7 @@ from torch import nn
 
 from cam_utils import load_model
 
-torch.set_num_threads(
-    1
-)  # the toys are too small to share, and a busy machine stalls threads that wait for each other
+torch.set_num_threads(1)  # the toys are too small to share, and a busy machine stalls threads that wait for each other
 
 
 def toy_cnn(head: str = "gap", seed: int = 0, channels: int = 4, classes: int = 3) -> nn.Sequential:
@@ -59,8 +57,7 @@ def lite0():
 def state_of(model: nn.Module) -> list:
     """All that a method must leave alone: modes, requires_grad, gradients, hooks, buffers and parameters."""
     modules = [
-        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
-        for m in model.modules()
+        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()
     ]
     parameters = [(p.requires_grad, p.grad is None) for p in model.parameters()]
     return [modules, parameters, [value.clone() for value in model.state_dict().values()]]

@@ -83,9 +83,7 @@ def test_palette(tmp_path):
 
 
 def test_alpha_is_composited_on_white(tmp_path):
-    Image.fromarray(np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8)).save(
-        tmp_path / "a.png"
-    )
+    Image.fromarray(np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(np.array([[[100, 255], [100, 0], [0, 51]]], np.uint8)).save(tmp_path / "b.png")
     assert pixels(tmp_path / "a.png").tolist() == [[[*RED], [*WHITE], [204, 204, 204]]]
     assert pixels(tmp_path / "b.png").tolist() == [[[100] * 3, [*WHITE], [204] * 3]]
@@ -145,9 +143,7 @@ def test_values_outside_of_every_range(tmp_path, values, cause):
 def test_cmyk(tmp_path):
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan, full magenta and yellow: red
     image.save(tmp_path / "a.tif")
-    image.save(
-        tmp_path / "a.jpg", quality=100
-    )  # Pillow writes them as Adobe does: inverted, with an Adobe marker
+    image.save(tmp_path / "a.jpg", quality=100)  # Pillow writes them as Adobe does: inverted, with an Adobe marker
     assert b"Adobe" in (tmp_path / "a.jpg").read_bytes()
     assert Image.open(tmp_path / "a.jpg").mode == "CMYK"
     assert abs(pixels(tmp_path / "a.tif") - RED).max() == 0
@@ -212,11 +208,7 @@ def test_arrays(dtype, top, channels):
     array[0, 1], array[1, 2] = top, round(top * 0.2) if top > 1 else 0.2
     result = pixels(array)
     assert result.shape == (2, 3, 3)
-    assert (
-        result[0, 1].tolist() == [255] * 3
-        and result[1, 2].tolist() == [51] * 3
-        and result[0, 0].tolist() == [0] * 3
-    )
+    assert result[0, 1].tolist() == [255] * 3 and result[1, 2].tolist() == [51] * 3 and result[0, 0].tolist() == [0] * 3
 
 
 def test_arrays_with_alpha_and_any_layout():
@@ -295,10 +287,7 @@ def broken_files(folder):
         "header.jpg": (ValueError, "no image|truncated"),
         "damaged.png": (ValueError, "damaged"),
         "pipe.jpg": (ValueError, "not a regular file"),
-        **{
-            f"cut.{s}": (ValueError, "truncated or damaged|no image")
-            for s in ("jpg", "png", "webp", "gif", "tif")
-        },
+        **{f"cut.{s}": (ValueError, "truncated or damaged|no image") for s in ("jpg", "png", "webp", "gif", "tif")},
     }
 
 

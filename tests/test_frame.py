@@ -47,13 +47,9 @@ def pinned(requirement):
 
 def test_every_direct_dependency_is_locked_within_its_bounds(direct, lock):
     for name, requirement in direct.items():
-        assert name in lock, (
-            f"{name} is in pyproject.toml, not in requirements.lock: run the command at its top"
-        )
+        assert name in lock, f"{name} is in pyproject.toml, not in requirements.lock: run the command at its top"
         assert lock[name].marker is None, f"{name} is not locked for every system"
-        assert requirement.specifier.contains(pinned(lock[name]), prereleases=True), (
-            f"{lock[name]}, not {requirement}"
-        )
+        assert requirement.specifier.contains(pinned(lock[name]), prereleases=True), f"{lock[name]}, not {requirement}"
 
 
 def test_torch_is_the_version_that_the_results_are_for(lock):

@@ -39,9 +39,7 @@ def test_value_is_the_definition(toy, x, payoff, layer, deferred):
     assert game.n_evaluations == 18
     fractional = torch.rand(5, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     if not deferred:
-        torch.testing.assert_close(
-            game.value(fractional), definition(toy, layer, x[:1], 1, fractional, payoff)
-        )
+        torch.testing.assert_close(game.value(fractional), definition(toy, layer, x[:1], 1, fractional, payoff))
 
 
 @pytest.mark.parametrize("layer", ["features.3", "features.4", "features"])
@@ -86,9 +84,7 @@ KINDS = [
 @pytest.mark.parametrize("name, layer, kind", KINDS)
 def test_fast_paths_are_found_and_agree_with_the_network(name, layer, kind):
     model = load_model(name, weights="random").double()
-    size = (
-        (224, 224) if name == "alexnet" else (128, 96)
-    )  # AlexNet pools small maps up, then there is nothing to save
+    size = (224, 224) if name == "alexnet" else (128, 96)  # AlexNet pools small maps up, then there is nothing to save
     x = torch.randn(1, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     game = LayerGame(model, layer, x, 7, payoff="log_odds")
     assert game.kind == kind

@@ -58,9 +58,7 @@ def test_head_of_features_is_the_model_at_every_block(name):
         expected = model(x)
         for layer in BLOCKS[SAME_BLOCKS.get(name, name)]:
             features, head = split(model, layer)
-            assert isinstance(head, torch.fx.GraphModule), (
-                f"{name} is not cut at {layer} but run through a hook"
-            )
+            assert isinstance(head, torch.fx.GraphModule), f"{name} is not cut at {layer} but run through a hook"
             activation = features(x)
             before = activation.clone()
             torch.testing.assert_close(head(activation), expected, rtol=1e-10, atol=1e-10)
@@ -123,9 +121,7 @@ def test_capture_gradient_under_no_grad_on_a_frozen_model(x):
         y = model(x)[:, 0].sum()
         (gradient,) = torch.autograd.grad(y, captured.activation)
     assert gradient.shape == captured.activation.shape and torch.is_grad_enabled()
-    torch.testing.assert_close(
-        gradient, (model.classifier[3].weight[0] / 36)[None, :, None, None].expand_as(gradient)
-    )
+    torch.testing.assert_close(gradient, (model.classifier[3].weight[0] / 36)[None, :, None, None].expand_as(gradient))
 
 
 class Twice(nn.Module):

@@ -119,9 +119,7 @@ def test_a_failure_with_a_parameter_counts_cells_as_the_notebook_does(tmp_path):
 
 def test_a_cell_that_takes_too_long_is_named(tmp_path):
     write(tmp_path, "01_first", "import time\ntime.sleep(60)")
-    with pytest.raises(
-        ReproductionError, match=r"cell 4 of 4:\n    import time\n.*\nthe cell took longer than 1 s"
-    ):
+    with pytest.raises(ReproductionError, match=r"cell 4 of 4:\n    import time\n.*\nthe cell took longer than 1 s"):
         reproduce(tmp_path, timeout=1, say=lambda line: None)
     assert not (tmp_path / "figures").exists()
 
@@ -214,9 +212,7 @@ def test_parameters_are_read_as_python_or_yaml():
 
 
 def test_write_back_is_idempotent_and_leaves_no_trace_of_the_run(tmp_path):
-    noisy = (
-        'import sys\nprint("a", flush=True)\nprint("\\r 50%|█████     | 1/2", file=sys.stderr)\nprint("b")'
-    )
+    noisy = 'import sys\nprint("a", flush=True)\nprint("\\r 50%|█████     | 1/2", file=sys.stderr)\nprint("b")'
     path = write(tmp_path, "01_first", noisy, "6 * 7")
     reproduce(tmp_path, write_back=True, say=lambda line: None)
     first = path.read_bytes()
@@ -260,9 +256,7 @@ def test_command_line_passes_the_options_on(monkeypatch, capsys):
     assert given == {"timeout": 9, "prune": True, "write_back": True}
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(ReproductionError("cell 3 failed"), 1), (ValueError("cell 3 failed"), 2)]
-)
+@pytest.mark.parametrize(("error", "code"), [(ReproductionError("cell 3 failed"), 1), (ValueError("cell 3 failed"), 2)])
 def test_command_line_shows_errors_without_traceback(monkeypatch, capsys, error, code):
     def fail(**options):
         raise error
@@ -273,14 +267,8 @@ def test_command_line_shows_errors_without_traceback(monkeypatch, capsys, error,
 
 def test_explain_from_the_command_line(monkeypatch, capsys, tmp_path):
     photo, out = str(paths.PHOTOS / "dog.jpg"), tmp_path / "new" / "map.png"
-    code, printed, _ = command(
-        monkeypatch, capsys, "explain", photo, "--layer", "blocks.5", "--out", str(out)
-    )
-    assert (
-        code == 0
-        and "German shepherd (class 235), probability" in printed
-        and "grad_cam at blocks.5" in printed
-    )
+    code, printed, _ = command(monkeypatch, capsys, "explain", photo, "--layer", "blocks.5", "--out", str(out))
+    assert code == 0 and "German shepherd (class 235), probability" in printed and "grad_cam at blocks.5" in printed
     assert out.read_bytes().startswith(b"\x89PNG")
     for wrong in (["no.jpg"], [photo, "--method", "x"], [photo, "--layer", "x"], [photo, "--out", "x.jpg"]):
         code, printed, error = command(monkeypatch, capsys, "explain", *wrong)

@@ -20,7 +20,13 @@ def test_training_learns_and_repeats_to_the_last_bit(head, shapes):
         model = shapes_net(head, class_names=data.class_names)
         state = torch.get_rng_state()
         losses = fit(
-            model, images, labels, epochs=2, batch_size=32, generator=torch.Generator().manual_seed(0)
+            model,
+            images,
+            labels,
+            epochs=3,
+            batch_size=32,
+            learning_rate=1e-3,
+            generator=torch.Generator().manual_seed(0),
         )
         assert torch.equal(state, torch.get_rng_state()) and not model.training
         runs.append((losses, accuracy(model, images, labels)))
