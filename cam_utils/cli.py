@@ -72,6 +72,35 @@ def explain(
 
 
 @app.command()
+def benchmark(
+    what: Annotated[str, typer.Argument(help="shapley (errors against cost) or speed (against grad-cam's GradCAM).")],
+    photos: Annotated[int, typer.Option(min=1, help="How many photos that Owen-CAM was not developed on.")] = 16,
+    layer: Annotated[list[str] | None, typer.Option(help="Layers of EfficientNet-Lite0; repeatable.")] = None,
+    shapes: Annotated[int, typer.Option(min=0, help="Images for a network with a fully connected head.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Folder of the tables. [default: data/results]")] = None,
+):
+    """Measure what estimates of Shap-CAM's values cost and how far they are off; writes a table."""
+    import torch
+
+    from . import benchmark as bench
+    from .models import load_model
+    from .paths import RESULTS
+
+    torch.set_num_threads(threads)
+    out, model = out or RESULTS, load_model()
+    out.mkdir(parents=True, exist_ok=True)
+    images = bench.photos_for(model, photos)
+    if what == "speed":
+        bench.speed_benchmark(model, images, layer or ["blocks.5", "blocks.4"]).to_csv(out / "speed.csv", index=False)
+    elif what == "shapley":
+        bench.shapley_benchmark(model, images, layer or ["bn2", "blocks.5", "blocks.4"], shapes=shapes, out=out)
+    else:
+        raise ValueError(f"benchmark measures shapley or speed, not {what!r}")
+    typer.echo(f"written to {out}")
+
+
+@app.command()
 def models():
     """List the networks, their layer for CAMs, input size, and whether their weights are on this machine."""
     from .models import REGISTRY, find_weights

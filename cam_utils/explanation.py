@@ -22,6 +22,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "score_cam": cams.score_cam,
     "ablation_cam": cams.ablation_cam,
     "shap_cam": shap_cam.shap_cam,
+    "owen_cam": shap_cam.owen_cam,
 }
 
 
@@ -52,7 +53,7 @@ def explain(
     model: nn.Module,
     image,
     target: int | str | None = None,
-    method: str = "grad_cam",
+    method: str = "owen_cam",
     layer: nn.Module | str | None = None,
     **options,
 ) -> Explanation:

@@ -104,13 +104,16 @@ def kernel_shap(game, budget: int, generator: torch.Generator) -> Estimate:
     if pairs < 1 or n < 2:
         raise ValueError(f"KernelSHAP needs at least 2 players and a budget of 4, not {n} and {budget}")
     masks, ends = paired_coalitions(n, pairs, generator), _ends(game)
-    values, residuals, total, design = odd_regression(masks, _value(game, masks), ends[1] - ends[0])
+    total = float(ends[1] - ends[0])
+    design, target = paired_design(masks, _value(game, masks), total)
+    values = torch.linalg.lstsq(design, target[:, None], driver="gelsd").solution[:, 0]
     error = torch.full((n,), torch.inf, dtype=torch.float64)
     if pairs > n:
         solve = torch.linalg.pinv(design)  # (n,pairs)
         leverage = (design * solve.T).sum(1)
-        error = (solve * (residuals / (1 - leverage).clamp(min=1e-6))).square().sum(1).sqrt()
-    return Estimate(values, error, 2 + 2 * pairs, float(values.sum() - total))
+        error = (solve * ((target - design @ values) / (1 - leverage).clamp(min=1e-6))).square().sum(1).sqrt()
+    values = values - values.mean() + total / n
+    return Estimate(values, error, 2 + 2 * pairs, float(values.sum()) - total)
 
 
 def paired_coalitions(n: int, pairs: int, generator: torch.Generator) -> Tensor:
@@ -120,22 +123,18 @@ def paired_coalitions(n: int, pairs: int, generator: torch.Generator) -> Tensor:
     return torch.cat([masks, ~masks])
 
 
-def odd_regression(masks: Tensor, v: Tensor, total: Tensor | float) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
-    """KernelSHAP's regression of paired coalitions: (values, weighted residuals, total, weighted design).
+def paired_design(masks: Tensor, v: Tensor, total: float) -> tuple[Tensor, Tensor]:
+    """KernelSHAP's regression of paired coalitions (2·pairs,n): weighted design (pairs,n) and target (pairs,).
 
     The Shapley value depends on the odd part (v(S) - v(complement)) / 2 alone, so a pair is one equation:
-    odd(S) = sum over S of values - total / 2, on the plane where the values sum to `total`.
+    odd(S) = sum over S of values - total / 2. It is centred on |S| / n, so that the solution is shifted by total / n.
     """
-    pairs, n = len(masks) // 2, masks.shape[1]
+    pairs = len(masks) // 2
     m = masks[:pairs].double()
     share = m.mean(1, keepdim=True)
     weight = (share * (1 - share)) ** -0.5
     odd = (v[:pairs] - v[pairs:]) / 2 - (share[:, 0] - 0.5) * total
-    design = (m - share) * weight
-    target = odd * weight[:, 0]
-    values = torch.linalg.lstsq(design, target[:, None], driver="gelsd").solution[:, 0]
-    residuals = target - design @ values
-    return values - values.mean() + total / n, residuals, total, design
+    return (m - share) * weight, odd * weight[:, 0]
 
 
 def _value(game, masks: Tensor) -> Tensor:
