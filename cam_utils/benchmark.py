@@ -39,7 +39,7 @@ def _shapiq(approximator: str, **options) -> Callable:
         before = game.n_evaluations
 
         def play(masks: np.ndarray) -> np.ndarray:  # (M,n), or (n,) for a single coalition
-            return game.value(torch.from_numpy(masks.reshape(-1, n))).double().cpu().numpy().reshape(masks.shape[:-1])
+            return game.value(torch.from_numpy(masks.reshape(-1, n))).double().cpu().numpy()
 
         found = method.approximate(budget, play)
         values = torch.tensor([found[(i,)] for i in range(n)], dtype=torch.float64)
@@ -74,10 +74,10 @@ def _estimate(values: Tensor, spent: float) -> Estimate:
 ESTIMATORS: dict[str, Callable] = {
     "Owen-CAM": owen,
     "leverage KernelSHAP": kernel_shap,
-    "permutations": permutation,
-    "Shap-CAM, per position": per_position,
 }
 PEERS: dict[str, Callable] = {
+    "permutations": permutation,
+    "Shap-CAM, per position": per_position,
     "shapiq KernelSHAP, paired": _shapiq("KernelSHAP", pairing_trick=True, sampling_weights=lambda n: np.ones(n + 1)),
     "shapiq PermutationSamplingSV": _shapiq("PermutationSamplingSV"),
     "shapiq SVARM": _shapiq("SVARM"),
