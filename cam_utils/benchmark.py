@@ -94,26 +94,26 @@ class _Residual:
         self.n_players, self._game, self._surrogate = game.n_players, game, surrogate
 
     def value(self, masks: Tensor) -> Tensor:
-        return self._game.value(masks).double().cpu() - self._surrogate.value(masks.double())
+        return self._game.value(masks).double().cpu() - self._surrogate.value(masks)
 
 
-def reference(game: LayerGame, tolerance: float, generator: torch.Generator, *, limit: int = 400_000) -> Estimate:
-    """Converged Shapley values: unbiased whatever the surrogate, until their own relative error is below `tolerance`.
+def reference(game: LayerGame, tolerance: float, generator: torch.Generator, *, limit: int = 200_000) -> Estimate:
+    """Converged Shapley values, whatever the surrogate, until their own relative error is below `tolerance`.
 
     The values of a surrogate, fitted once to evaluations of its own, are computed without the network; those of the rest,
-    game - surrogate, by antithetic permutations. standard_error is that of the permutations. At most `limit` evaluations.
+    game - surrogate, by KernelSHAP on fresh paired coalitions, in independent runs whose mean is taken and whose standard
+    errors, those of the mean, are stated. At most about `limit` evaluations.
     """
     estimate, surrogate = owen_and_surrogate(game, 2048, generator)
     spent, base = estimate.n_evaluations, surrogate.shapley(2**15)
-    residual, n, parts = _Residual(game, surrogate), game.n_players, []
-    chunk = 16 * 2 * (n - 1) + 2
+    residual, parts = _Residual(game, surrogate), []
     while True:
-        parts.append(permutation(residual, chunk, generator))
+        parts.append(kernel_shap(residual, 40 * game.n_players, generator))
         values = base + torch.stack([part.values for part in parts]).mean(0)
         error = torch.stack([part.standard_error for part in parts]).square().mean(0).sqrt() / len(parts) ** 0.5
         spent += parts[-1].n_evaluations
-        if spent >= limit or (len(parts) >= 2 and error.norm() <= tolerance * values.norm()):
-            ends = game.value(torch.tensor([[0.0], [1.0]]).expand(2, n)).double().cpu()
+        if spent >= limit or error.norm() <= tolerance * values.norm():
+            ends = game.value(torch.tensor([[0.0], [1.0]]).expand(2, game.n_players)).double().cpu()
             return Estimate(values, error, spent, float(values.sum() - ends[1] + ends[0]))
 
 
@@ -189,7 +189,7 @@ def shapley_benchmark(
     out: Path,
     shapes: int = 0,
     budgets: Iterable[int] = BUDGETS,
-    peers: int = 6,
+    peers: int = 4,
     seed: int = 0,
     progress: bool | None = None,
 ) -> pd.DataFrame:

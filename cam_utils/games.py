@@ -4,6 +4,8 @@ A coalition S keeps its positions; an absent position takes the baseline: A_S = 
 the rest of the network, the head. A coalition costs one evaluation of the head, or less (`LayerGame.kind`).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -82,6 +84,14 @@ class LayerGame:
         self._count(GRADIENT_COST * len(masks))
         return torch.cat(values), torch.cat(gradients)
 
+    @property
+    def position_logits(self) -> tuple[Tensor, Tensor]:
+        """For kind "additive": the logits of no player (K,) and what each player adds to them (n,K)."""
+        if self.kind != "additive":
+            raise ValueError("the logits of this game are not sums over its players")
+        base, rows, _, _ = self._cache
+        return base[0], rows
+
     def _prepare(self, absent: Tensor, present: Tensor) -> None:
         """Push both through what acts on each position alone; cache what is affine behind it; verify against the head."""
         parts = parts_of(self._head)
@@ -92,12 +102,26 @@ class LayerGame:
         base = parts.affine(*absent)
         if not isinstance(base, Tensor) or base.numel() >= sum(t.numel() for t in absent):
             return
+        for rows in (self._rows_by_pooling, self._rows_one_by_one):
+            try:
+                cache = (base, (rows(parts.affine) - base).flatten(1), base.shape[1:], parts.rest)
+            except RuntimeError:  # not made for maps of one position
+                continue
+            if self._verify(cache):
+                self._cache, self.kind = cache, "additive" if parts.additive else "cached"
+                return
+
+    def _rows_by_pooling(self, affine: Callable) -> Tensor:
+        """What each player alone gives, if pooling is all that happens to the positions: maps of one position will do."""
+        absent, delta = self._mixed[:2]
+        means = [a.mean((2, 3), keepdim=True) for a in absent]
+        ones = [d[0].flatten(1).T[:, :, None, None] / self.n_players for d in delta]  # (n,C,1,1)
+        return affine(*[m + d for m, d in zip(means, ones, strict=True)])
+
+    def _rows_one_by_one(self, affine: Callable) -> Tensor:
         eye = torch.eye(self.n_players, dtype=self.dtype, device=self.device)
-        step = max(1, _BATCH_ELEMENTS // sum(t.numel() for t in absent))
-        rows = torch.cat([parts.affine(*self._mix(self._mixed, batch)) for batch in eye.split(step)]) - base
-        cache = (base, rows.flatten(1), base.shape[1:], parts.rest)
-        if self._verify(cache):
-            self._cache, self.kind = cache, "additive" if parts.additive else "cached"
+        step = max(1, _BATCH_ELEMENTS // sum(t.numel() for t in self._mixed[0]))
+        return torch.cat([affine(*self._mix(self._mixed, batch)) for batch in eye.split(step)])
 
     def _verify(self, cache: tuple) -> bool:
         """Whether the cached game agrees with the head itself on random coalitions; never assumed."""

@@ -83,7 +83,7 @@ def _plan(budget: float, n: int) -> tuple[int, int, int]:
     nodes = min(int((budget - 2) / GRADIENT_COST), NODES)
     spare = budget - 2 - GRADIENT_COST * nodes
     corrected = spare >= max(n, 64)
-    gradients = min(spare / 2, n * GRADIENT_COST) if corrected else spare
+    gradients = min(0.75 * spare, n * GRADIENT_COST) if corrected else spare
     pairs = int(gradients / (2 * GRADIENT_COST))
     if pairs < 4:
         pairs = 0
@@ -132,7 +132,7 @@ class Surrogate:
         return self.link.payoff(self._bent(*self._score(masks)))
 
     def _score(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        x = 2 * masks - 1
+        x = 2 * masks.double() - 1
         d = x.mean(1)
         return d, x @ self.b[0] + d * (x @ self.b[1])
 
@@ -179,8 +179,9 @@ class Surrogate:
 def residual_values(masks: Tensor, residual: Tensor, total: float) -> tuple[Tensor, Tensor]:
     """Shapley values (n,) of a residual game from paired coalitions, and their standard errors (n,).
 
-    KernelSHAP's regression as a Gaussian model: values ~ N(0, t·s²), noise s², t on a grid. The mean averages over t by marginal
-    likelihood with a scale-free prior; the error, on the careful side, with a flat prior on the spread.
+    KernelSHAP's regression as a Gaussian model: values ~ N(0, t·s²), noise s², t on a grid, weighed by its marginal
+    likelihood. The mean takes a prior on t that favours a small correction; the error, on the careful side, one that
+    favours a large spread.
     """
     design, target = paired_design(masks, residual, total)
     pairs, n = design.shape
@@ -191,7 +192,7 @@ def residual_values(masks: Tensor, residual: Tensor, total: float) -> tuple[Tens
     noise = ((c**2 / k).sum(1) + target @ target - c @ c) / pairs
     likelihood = -0.5 * (pairs * noise.clamp(min=1e-300).log() + k.log().sum(1))
     each = (t * e / k * c) @ vt  # (65,n): the posterior mean for every t
-    mean = likelihood.softmax(0) @ each
+    mean = (likelihood - 0.5 * t[:, 0].log()).softmax(0) @ each
     careful = (likelihood + 0.5 * t[:, 0].log()).softmax(0)
     variance = careful @ (noise[:, None] * t * (1 - (1 - 1 / k) @ vt.square()) + (each - mean) ** 2)
     return mean - mean.mean() + total / n, variance.clamp(min=0).sqrt()

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .additive import additive_values
 from .cams import check_input
 from .games import LayerGame
 from .owen import DEFAULT_BUDGET, owen
@@ -60,8 +61,12 @@ def owen_cam(
     of each image). Where the head is average pooling and one linear layer, no budget is spent. Cost: 1 forward to the
     layer, and the budget.
     """
+
+    def estimate(game: LayerGame, draws: torch.Generator) -> Estimate:
+        return additive_values(game) if game.kind == "additive" else owen(game, budget, draws)
+
     new_game = partial(LayerGame, model, layer, payoff=payoff, baseline=baseline, deferred=True)
-    return _maps(new_game, lambda game, draws: owen(game, budget, draws), x, target, generator, return_estimate)
+    return _maps(new_game, estimate, x, target, generator, return_estimate)
 
 
 def _maps(new_game, estimate, x, target, generator, return_estimate):
