@@ -78,8 +78,8 @@ def cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
         if pooled.shape == logits.shape and (pooled - logits).abs().max() <= tolerance:
             return torch.einsum("nc,nchw->nhw", linear[0].weight.detach()[target], A)
     raise ValueError(
-        "CAM needs a network that ends in global average pooling and one linear layer right after the chosen layer. "
-        "Choose that layer, change and retrain the network (notebook 03), or use grad_cam."
+        "CAM needs a network in which nothing but global average pooling and one linear layer mix the positions behind the "
+        "chosen layer. Choose that layer, change and retrain the network (notebook 03), or use grad_cam."
     )
 
 

@@ -48,7 +48,7 @@ def figures(
 @app.command()
 def explain(
     photo: Annotated[Path, typer.Argument(help="Any image file.")],
-    method: Annotated[str, typer.Option(help="A name that `methods` lists.")] = "grad_cam",
+    method: Annotated[str, typer.Option(help="A name that `methods` lists.")] = "owen_cam",
     model: Annotated[str, typer.Option(help="A name that `models` lists.")] = "tf_efficientnet_lite0",
     layer: Annotated[str | None, typer.Option(help="Dotted name such as blocks.5. [default: the model's]")] = None,
     target: Annotated[str | None, typer.Option(help="Class name or number. [default: the top class]")] = None,

@@ -90,7 +90,7 @@ def plot_maps(
         drawn = show_map(ax, image, map, name, signed=signed)
     for ax in axes[len(maps) + 1 :]:
         ax.remove()
-    label = "map / its largest magnitude" if signed else "rectified map, min–max scaled"
+    label = "map / its\nlargest magnitude" if signed else "rectified map,\nmin–max scaled"
     figure.colorbar(drawn, ax=axes[: len(maps) + 1], label=label, shrink=0.8, aspect=30)
     return figure
 
