@@ -2,7 +2,7 @@
 
 Every estimator plays the same games (photo × layer), the public packages through their own code, and is compared with a
 converged reference. Costs are in evaluations of the head, a gradient counting `layers.GRADIENT_COST`. Results are
-tidy tables, one row per photo, layer, estimator and budget.
+tidy tables, one row per photo, layer, estimator and budget; the packages play on the first few photos only.
 """
 
 import hashlib
@@ -169,7 +169,7 @@ def compare(game: LayerGame, truth: Tensor, estimators: dict, budgets: Iterable[
     return rows
 
 
-REFERENCE_TOLERANCE = {"blocks.4": 0.08}  # relative; 0.02 elsewhere
+REFERENCE_TOLERANCE = {"blocks.4": 0.08, "blocks.5": 0.02}  # relative; 0.008 where a coalition costs less
 
 
 def games(model: nn.Module, images: dict, layers: Iterable[str]) -> Iterable[tuple[str, str, LayerGame]]:
@@ -215,7 +215,7 @@ def shapley_benchmark(
                     "target": game.target,
                     "payoff": game.payoff,
                 }
-                tolerance = REFERENCE_TOLERANCE.get(layer, 0.02)
+                tolerance = REFERENCE_TOLERANCE.get(layer, 0.008)
                 truth, error = cached_reference(game, key, tolerance, seed + 1, out / "references")
                 found = compare(game, truth, ESTIMATORS, budgets, seed)
                 found += compare(game, truth, PEERS, PEER_BUDGETS, seed) if i < peers else []

@@ -85,7 +85,7 @@ def _plan(budget: float, n: int) -> tuple[int, int, int]:
     corrected = spare >= max(n, 64)
     gradients = min(0.75 * spare, n * GRADIENT_COST) if corrected else spare
     pairs = int(gradients / (2 * GRADIENT_COST))
-    if pairs < 4:
+    if pairs < 12:  # too few to be better than the diagonal alone
         pairs = 0
     return nodes, pairs, int((spare - 2 * pairs * GRADIENT_COST) / 2) if corrected else 0
 

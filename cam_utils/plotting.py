@@ -4,14 +4,15 @@ Colours: `SEQUENTIAL` for maps that are never negative, `DIVERGING`, centred on 
 colour-vision deficiencies, and the sequential one reads in grey as well.
 """
 
+import io
 import re
 from collections.abc import Mapping
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -22,6 +23,15 @@ SEQUENTIAL, DIVERGING = "inferno", "RdBu_r"
 WIDTH = 7.0  # inches: the text width of the thesis
 
 
+class Figure(matplotlib.figure.Figure):
+    """A figure outside pyplot: a notebook shows it once, where it is returned."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        return buffer.getvalue()
+
+
 def use_style() -> None:
     """The look of every figure of the compendium."""
     sns.set_theme(context="paper", style="ticks", palette="colorblind")
@@ -29,7 +39,7 @@ def use_style() -> None:
 
 
 def new_figure(rows: int = 1, columns: int = 1, *, width: float = WIDTH, height: float | None = None) -> Figure:
-    """A Figure with rows × columns axes (`figure.axes`), sizes in inches; outside pyplot, so that it is shown once."""
+    """A Figure with rows × columns axes (`figure.axes`), sizes in inches."""
     height = height or width / columns * rows * 1.1
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.subplots(rows, columns)

@@ -47,13 +47,13 @@ def exact(game) -> Estimate:
     return Estimate(values, torch.zeros(n, dtype=torch.float64), 2**n, float(values.sum() - v[-1] + v[0]))
 
 
-def permutation(game, budget: int, generator: torch.Generator) -> Estimate:
+def permutation(game, budget: float, generator: torch.Generator) -> Estimate:
     """Marginal contributions along random orders of the players, each with its reverse. Unbiased and efficient.
 
     Cost: 2(n-1) evaluations a pair of orders, and 2; ValueError if the budget does not pay for one pair.
     """
     n = game.n_players
-    pairs = (budget - 2) // max(2 * (n - 1), 1)
+    pairs = int(budget - 2) // max(2 * (n - 1), 1)
     if pairs < 1:
         raise ValueError(
             f"{n} players need a budget of at least {2 * n} evaluations for one pair of orders, not {budget}"
@@ -70,14 +70,14 @@ def permutation(game, budget: int, generator: torch.Generator) -> Estimate:
     return _mean(contributions, 2 + pairs * 2 * (n - 1), ends)
 
 
-def per_position(game, budget: int, generator: torch.Generator, *, progress: bool | None = False) -> Estimate:
+def per_position(game, budget: float, generator: torch.Generator, *, progress: bool | None = False) -> Estimate:
     """Shap-CAM's sampling (Zheng et al. 2022): m = (budget - 2) / 2n coalitions of its own for every player. Unbiased.
 
     A coalition is the set of those before the player in a random order. Cost: 2mn evaluations, and 2 for the gap.
     progress: show a bar over the players; None: on a terminal.
     """
     n = game.n_players
-    m = (budget - 2) // (2 * n)
+    m = int(budget - 2) // (2 * n)
     if m < 1:
         raise ValueError(
             f"{n} players need a budget of at least {2 * n + 2} evaluations for one coalition each, not {budget}"
@@ -93,14 +93,14 @@ def per_position(game, budget: int, generator: torch.Generator, *, progress: boo
     return _mean(contributions, 2 + 2 * m * n, ends)
 
 
-def kernel_shap(game, budget: int, generator: torch.Generator) -> Estimate:
+def kernel_shap(game, budget: float, generator: torch.Generator) -> Estimate:
     """KernelSHAP in its best known form: coalitions of uniform size ("leverage"), each with its complement.
 
     A weighted least squares fit with v(none) and v(all) exact. Consistent, not unbiased. Cost: the budget, if even.
     The standard error is that of the regression with residuals corrected for leverage (HC3).
     """
     n = game.n_players
-    pairs = (budget - 2) // 2
+    pairs = int(budget - 2) // 2
     if pairs < 1 or n < 2:
         raise ValueError(f"KernelSHAP needs at least 2 players and a budget of 4, not {n} and {budget}")
     masks, ends = paired_coalitions(n, pairs, generator), _ends(game)

@@ -77,3 +77,9 @@ def test_ignored_outputs_come_with_an_assert(notebook):
     ignored = [cell for cell in code(notebook) if "nbval-ignore-output" in cell.metadata.get("tags", ())]
     assert all("assert" in cell.source for cell in ignored)
     assert len(ignored) <= len(code(notebook)) / 4, "too much of the notebook goes unchecked"
+
+
+def test_every_saved_figure_is_shown(notebook):
+    saved = sum(cell.source.count("save_figure(") for cell in code(notebook))
+    shown = sum("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
+    assert shown >= saved > 0, f"{saved} figures are saved, {shown} shown"

@@ -48,3 +48,7 @@ def test_overlay_mixes():
         255,
         164,
     )  # the end of inferno
+
+
+def test_a_notebook_shows_the_picture():
+    assert plot_maps(IMAGE, {"one": MAP})._repr_png_().startswith(b"\x89PNG")
