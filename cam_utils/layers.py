@@ -110,28 +110,35 @@ def split(model: nn.Module, layer: nn.Module | str) -> tuple[Callable, Callable]
 
 
 class _Tracer(fx.Tracer):
-    """Traces like torchvision and timm do, and notes the node that `layer` puts out."""
+    """Traces like torchvision and timm do, and notes the node that `layer` puts out.
 
-    def __init__(self, layer: nn.Module):
+    hooks=False passes over the hooks of containers: those that only watch, such as grad-cam's, cannot be traced.
+    """
+
+    def __init__(self, layer: nn.Module, *, hooks: bool):
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self.layer, self.outputs = layer, []
+        self.layer, self.hooks, self.outputs = layer, hooks, []
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, tuple(get_notrace_modules())) or super().is_leaf_module(module, name)
 
     def call_module(self, module, forward, args, kwargs):
-        output = super().call_module(module, forward, args, kwargs)
+        output = super().call_module(module, forward if self.hooks else module.forward, args, kwargs)
         if module is self.layer:
             self.outputs.append(output)
         return output
 
 
 def _cut(model: nn.Module, layer: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule] | None:
-    tracer = _Tracer(layer)
-    try:
-        graph = tracer.trace(model)
-    except Exception:  # a user's forward may fail under tracing in any way: then the hook serves
-        return None
+    for hooks in (True, False):
+        tracer = _Tracer(layer, hooks=hooks)
+        try:
+            graph = tracer.trace(model)
+            break
+        except Exception:  # a user's forward may fail under tracing in any way
+            continue
+    else:
+        return None  # then a hook serves
     in_place = [n for n in graph.nodes if n.op == "call_method" and n.target.endswith("_") and not n.users]
     if len(tracer.outputs) != 1 or not isinstance(tracer.outputs[0], fx.Proxy) or in_place:
         return None

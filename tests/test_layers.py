@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pytorch_grad_cam import GradCAM
 from torch import nn
 
 from cam_utils.layers import capture, counting, evaluating, resolve_layer, split
@@ -69,6 +70,16 @@ def test_split_costs_the_head_alone():
     model = toy_cnn()
     _, head = split(model, "features")
     assert not [m for m in head.modules() if isinstance(m, nn.Conv2d)]
+
+
+@pytest.mark.parametrize("layer", ["features", "features.4"])
+def test_hooks_that_watch_do_not_cost_the_cut(x, layer):
+    """grad-cam's hooks ask whether the output requires a gradient, which cannot be traced."""
+    model = toy_cnn()
+    with GradCAM(model=model, target_layers=[model.get_submodule(layer)]):
+        features, head = split(model, layer)
+        assert isinstance(head, torch.fx.GraphModule)
+        torch.testing.assert_close(head(features(x)), model(x))
 
 
 def test_split_forgets_a_cut_when_the_classifier_is_replaced(x):
