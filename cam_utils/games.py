@@ -90,7 +90,7 @@ class LayerGame:
         if self.kind != "additive":
             raise ValueError("the logits of this game are not sums over its players")
         base, rows, _, _ = self._cache
-        return base[0], rows
+        return check_output(base, self._target)[0], rows
 
     def _prepare(self, absent: Tensor, present: Tensor) -> None:
         """Push both through what acts on each position alone; cache what is affine behind it; verify against the head."""

@@ -11,7 +11,8 @@ def test_explain_a_photo(method, lite0):
     photo = load_photo("dog")
     result = explain(lite0, photo.path, method=method)
     assert result.target == photo.target and result.label == photo.label and 0.5 < result.score <= 1
-    assert result.layer == "bn2" and result.map.shape == (7, 7) and result.seconds > 0 and result.n_evaluations >= 1
+    assert result.layer == "bn2" and result.map.shape == (7, 7) and result.seconds > 0
+    assert result.n_evaluations >= 1 or method == "owen_cam"  # which needs no pass behind bn2
     heat = result.heatmap(64)
     assert heat.shape == (64, 64) and heat.min() >= 0 and heat.max() <= 1
     assert result.overlay().size == (224, 224) == result.image.size

@@ -268,7 +268,7 @@ def test_command_line_shows_errors_without_traceback(monkeypatch, capsys, error,
 def test_explain_from_the_command_line(monkeypatch, capsys, tmp_path):
     photo, out = str(paths.PHOTOS / "dog.jpg"), tmp_path / "new" / "map.png"
     code, printed, _ = command(monkeypatch, capsys, "explain", photo, "--layer", "blocks.5", "--out", str(out))
-    assert code == 0 and "German shepherd (class 235), probability" in printed and "grad_cam at blocks.5" in printed
+    assert code == 0 and "German shepherd (class 235), probability" in printed and "owen_cam at blocks.5" in printed
     assert out.read_bytes().startswith(b"\x89PNG")
     for wrong in (["no.jpg"], [photo, "--method", "x"], [photo, "--layer", "x"], [photo, "--out", "x.jpg"]):
         code, printed, error = command(monkeypatch, capsys, "explain", *wrong)
