@@ -139,7 +139,8 @@ def _cut(model: nn.Module, layer: nn.Module) -> tuple[fx.GraphModule, fx.GraphMo
             continue
     else:
         return None  # then a hook serves
-    in_place = [n for n in graph.nodes if n.op == "call_method" and n.target.endswith("_") and not n.users]
+    # an operation whose result is not used works in place, and would be lost
+    in_place = [n for n in graph.nodes if not n.users and n.op in ("call_module", "call_function", "call_method")]
     if len(tracer.outputs) != 1 or not isinstance(tracer.outputs[0], fx.Proxy) or in_place:
         return None
     return cut_graph(model, graph, [tracer.outputs[0].node])
