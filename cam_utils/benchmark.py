@@ -5,7 +5,9 @@ converged reference. Costs are in evaluations of the head, a gradient counting `
 tidy tables, one row per photo, layer, estimator and budget; the packages play on the first few photos only.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -21,12 +23,13 @@ from . import cams, shap_cam
 from .data import load_photos, make_shapes
 from .games import LayerGame
 from .models import preprocess
-from .owen import owen, owen_and_surrogate
-from .shapley import Estimate, kernel_shap, per_position, permutation
+from .owen import owen_and_surrogate
+from .shapley import BudgetError, Estimate, kernel_shap, per_position, permutation
 from .training import fit, shapes_net
 
 BUDGETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 PEER_BUDGETS = (512, 2048)
+MAPS = ("GradCAM", "HiResCAM", "LayerCAM", "ShapleyCAM", "ScoreCAM", "AblationCAM")
 
 
 def _shapiq(approximator: str, **options) -> Callable:
@@ -72,7 +75,7 @@ def _estimate(values: Tensor, spent: float) -> Estimate:
 
 
 ESTIMATORS: dict[str, Callable] = {
-    "Owen-CAM": owen,
+    "Owen-CAM": shap_cam.owen_values,
     "leverage KernelSHAP": kernel_shap,
 }
 PEERS: dict[str, Callable] = {
@@ -105,7 +108,7 @@ def reference(game: LayerGame, tolerance: float, generator: torch.Generator, *, 
     errors, those of the mean, are stated. At most about `limit` evaluations.
     """
     estimate, surrogate = owen_and_surrogate(game, 2048, generator)
-    spent, base = estimate.n_evaluations, surrogate.shapley(2**15)
+    spent, base = estimate.n_evaluations, surrogate.shapley(2**15)[0]
     residual, parts = _Residual(game, surrogate), []
     while True:
         parts.append(kernel_shap(residual, 40 * game.n_players, generator))
@@ -123,12 +126,13 @@ def cached_reference(game: LayerGame, key: dict, tolerance: float, seed: int, fo
     file = folder / f"{digest}.npz"
     if file.exists():
         with np.load(file, allow_pickle=False) as saved:
-            if json.loads(str(saved["key"])) == key and saved["error"] <= tolerance:
+            good = saved["error"] <= tolerance or saved.get("tolerance", 0) == tolerance
+            if good and json.loads(str(saved["key"])) == key:
                 return torch.from_numpy(saved["values"]), float(saved["error"])
     found = reference(game, tolerance, torch.Generator().manual_seed(seed))
     error = float(found.standard_error.norm() / found.values.norm())
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(file, values=found.values.numpy(), error=error, key=json.dumps(key, sort_keys=True))
+    np.savez(file, values=found.values.numpy(), error=error, tolerance=tolerance, key=json.dumps(key, sort_keys=True))
     return found.values, error
 
 
@@ -140,19 +144,24 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def compare(game: LayerGame, truth: Tensor, estimators: dict, budgets: Iterable[int], seed: int) -> list[dict]:
-    """One row per estimator and budget that it can work with: cost, relative error, correlation, coverage, seconds."""
+def compare(
+    game: LayerGame, truth: Tensor, truth_error: float, estimators: dict, budgets: Iterable[int], seed: int
+) -> list[dict]:
+    """One row per estimator and budget that it can work with: cost, relative error, correlation, coverage, seconds.
+
+    coverage: the share of positions whose 95 % interval holds the truth; its width counts the error of the truth, too,
+    `truth_error` relative to its norm and spread evenly over the positions.
+    """
     rows = []
     for name, estimator in estimators.items():
         for budget in budgets:
             generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
             try:
                 estimate = estimator(game, budget, generator)
-            except ValueError as error:
-                if "budget" in str(error):  # too small for this estimator
-                    continue
-                raise
-            difference = estimate.values - truth
+            except BudgetError:  # too small for this estimator
+                continue
+            seconds, difference = time.perf_counter() - start, estimate.values - truth
+            deviation = (estimate.standard_error.square() + (truth_error * truth.norm()) ** 2 / len(truth)).sqrt()
             rows.append(
                 {
                     "estimator": name,
@@ -160,12 +169,37 @@ def compare(game: LayerGame, truth: Tensor, estimators: dict, budgets: Iterable[
                     "cost": estimate.n_evaluations,
                     "error": float(difference.norm() / truth.norm()),
                     "correlation": float(torch.corrcoef(torch.stack([estimate.values, truth]))[0, 1]),
-                    "coverage": float((difference.abs() <= 1.96 * estimate.standard_error).double().mean())
-                    if estimate.standard_error.isfinite().all()
+                    "coverage": float((difference.abs() <= 1.96 * deviation).double().mean())
+                    if deviation.isfinite().all()
                     else float("nan"),
-                    "seconds": time.perf_counter() - start,
+                    "seconds": seconds,
                 }
             )
+    return rows
+
+
+def compare_maps(model: nn.Module, layer: str, x: Tensor, target: int, truth: Tensor) -> list[dict]:
+    """One row per method of the package grad-cam: the correlation of its map, before its ReLU, with the Shapley values.
+
+    Such a map has another unit, so that there is no error; its cost is in seconds alone.
+    """
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    rows = []
+    for name in MAPS:
+        with getattr(pytorch_grad_cam, name)(model=model, target_layers=[model.get_submodule(layer)]) as method:
+            maps, image = [], method.get_cam_image
+            method.get_cam_image = lambda *a, image=image, maps=maps, **k: maps.append(image(*a, **k)) or maps[-1]
+            if hasattr(method, "batch_size"):
+                method.batch_size = 32
+            start = time.perf_counter()
+            with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+                method(input_tensor=x.clone().requires_grad_(True), targets=[ClassifierOutputTarget(target)])
+            seconds = time.perf_counter() - start
+        map = torch.as_tensor(maps[0]).detach().double().reshape(-1)
+        correlation = float(torch.corrcoef(torch.stack([map, truth]))[0, 1])
+        rows.append({"estimator": f"grad-cam's {name}", "correlation": correlation, "seconds": seconds})
     return rows
 
 
@@ -189,11 +223,11 @@ def shapley_benchmark(
     out: Path,
     shapes: int = 0,
     budgets: Iterable[int] = BUDGETS,
-    peers: int = 4,
+    peers: int = 8,
     seed: int = 0,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Every estimator on every game against converged references; the packages on the first `peers` images.
+    """Every estimator on every game against converged references; the public packages on the first `peers` images.
 
     shapes: images for a second network, see `shapes_network`. Writes shapley.csv into the folder `out` after every
     game; references are kept in its folder references/ and read from there. Columns: network, image, layer, players,
@@ -217,8 +251,10 @@ def shapley_benchmark(
                 }
                 tolerance = REFERENCE_TOLERANCE.get(layer, 0.008)
                 truth, error = cached_reference(game, key, tolerance, seed + 1, out / "references")
-                found = compare(game, truth, ESTIMATORS, budgets, seed)
-                found += compare(game, truth, PEERS, PEER_BUDGETS, seed) if i < peers else []
+                found = compare(game, truth, error, ESTIMATORS, budgets, seed)
+                if i < peers:
+                    found += compare(game, truth, error, PEERS, PEER_BUDGETS, seed)
+                    found += compare_maps(network, layer, images[name], game.target, truth)
                 about = {"network": network.spec.name, "image": name, "layer": layer, "players": game.n_players}
                 rows += [about | row | {"reference_error": error} for row in found]
                 pd.DataFrame(rows).round(6).to_csv(out / "shapley.csv", index=False)
@@ -231,8 +267,9 @@ def speed_benchmark(
 ) -> pd.DataFrame:
     """Seconds of Owen-CAM's default, grad-cam's GradCAM and Shap-CAM (m = 200), side by side, in turns, warmed up.
 
-    Shap-CAM is timed once with 20 coalitions a position and multiplied by 10. Columns: image, layer, method, seconds (median over
-    repeats), ratio to GradCAM's of the same image and layer, threads.
+    Shap-CAM is timed once with 20 coalitions a position and multiplied by 10. So are one evaluation of the head and one
+    gradient, each a 32nd part of a batch, whose ratio `layers.GRADIENT_COST` stands for. Columns: image, layer, method,
+    seconds (median over repeats), ratio to GradCAM's of the same image and layer, threads.
     """
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -244,6 +281,8 @@ def speed_benchmark(
                 target = model(x).argmax(1)
             peer = GradCAM(model=model, target_layers=[model.get_submodule(layer)])
             inputs, wanted = x.clone().requires_grad_(True), [ClassifierOutputTarget(int(target))]
+            game = LayerGame(model, layer, x, target, deferred=True)
+            masks = torch.rand(32, game.n_players, generator=torch.Generator().manual_seed(0))
             runs = {
                 "grad-cam's GradCAM": lambda p=peer, i=inputs, w=wanted: p(input_tensor=i, targets=w),
                 "Owen-CAM": lambda la=layer, x=x, t=target: shap_cam.owen_cam(model, la, x, t),
@@ -251,6 +290,8 @@ def speed_benchmark(
                 "Shap-CAM / 10": lambda la=layer, x=x, t=target: shap_cam.shap_cam(
                     model, la, x, t, samples_per_position=20, progress=False
                 ),
+                "head, forward × 32": lambda g=game, m=masks: g.value(m),
+                "head, forward and backward × 32": lambda g=game, m=masks: g.gradient(m),
             }
             seconds = {method: [] for method in runs}
             for repeat in range(repeats + 1):
@@ -264,6 +305,8 @@ def speed_benchmark(
             peer.activations_and_grads.release()
             median = {method: float(np.median(values)) for method, values in seconds.items()}
             median["Shap-CAM, m = 200"] = 10 * median.pop("Shap-CAM / 10")
+            for batch in [method for method in median if method.endswith(" × 32")]:
+                median[batch.removesuffix(" × 32")] = median.pop(batch) / 32
             rows += [
                 {"image": name, "layer": layer, "method": method, "seconds": value}
                 | {"ratio": value / median["grad-cam's GradCAM"], "threads": torch.get_num_threads()}

@@ -158,7 +158,7 @@ def activation_and_gradient(model: nn.Module, layer: Layer, x: Tensor, target: T
         torch.no_grad(),
         capture(layer, gradient=True) as captured,
     ):
-        y = check_output(model(x), target).gather(1, target[:, None]).sum()
+        y = check_output(model(x.clone() if x.is_inference() else x), target).gather(1, target[:, None]).sum()
         if not y.requires_grad:
             raise ValueError("the output does not depend on the layer through differentiable operations")
         (G,) = torch.autograd.grad(y, captured.activation)
@@ -178,14 +178,14 @@ def check_input(x: Tensor, target: Tensor | int) -> Tensor:
     return target.long().expand(len(x))
 
 
-def check_output(logits: Tensor, target: Tensor) -> Tensor:
+def check_output(logits: Tensor, target: Tensor | None = None) -> Tensor:
     """`logits` itself. Raises ValueError if it is not a finite (N,K) or a target lies outside 0 … K-1."""
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must put out logits (N,K), not {found}")
     if not logits.isfinite().all():
         raise ValueError("the model's output contains NaN or infinite values")
-    if target.min() < 0 or target.max() >= logits.shape[1]:
+    if target is not None and (target.min() < 0 or target.max() >= logits.shape[1]):
         raise ValueError(
             f"target {target.tolist()} is out of range: the model's classes are 0 to {logits.shape[1] - 1}"
         )

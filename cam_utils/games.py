@@ -5,6 +5,8 @@ the rest of the network, the head. A coalition costs one evaluation of the head,
 """
 
 from collections.abc import Callable
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +16,8 @@ from .layers import GRADIENT_COST, count, evaluating, feature_maps, resolve_laye
 from .pointwise import parts_of
 
 _BATCH_ELEMENTS = 2**23  # of the largest tensor that is mixed, in one batch: about 32 MB in float32
+_HALF = (torch.float16, torch.bfloat16)
+_POINTWISE: WeakKeyDictionary[fx.GraphModule, bool] = WeakKeyDictionary()  # head: are its pointwise parts so in truth
 
 
 class LayerGame:
@@ -50,7 +54,7 @@ class LayerGame:
         self._model, self.payoff, self.target, self.n_evaluations = model, payoff, int(self._target), 0
         features, self._head = split(model, resolve_layer(model, layer))
         with evaluating(model), torch.inference_mode(False), torch.no_grad():
-            present = feature_maps(features(x)).detach()
+            present = feature_maps(features(x.clone() if x.is_inference() else x)).detach()
             if not present.isfinite().all():
                 raise ValueError("the layer's activation contains NaN or infinite values")
             self.shape, self.dtype, self.device = tuple(present.shape[2:]), present.dtype, present.device
@@ -66,8 +70,10 @@ class LayerGame:
     def value(self, masks: Tensor) -> Tensor:
         """The payoff of each coalition. masks (M,n), bool or in [0,1] -> (M,). Cost: M evaluations."""
         masks = self._check(masks)
+        coalitions = bool(((masks == 0) | (masks == 1)).all())
+        parts = self._mixed if coalitions else self._at_layer  # on coalitions the two are one game
         with evaluating(self._model), torch.inference_mode(False), torch.no_grad():
-            values = [self._payoff(batch) for batch in masks.split(self._batch(masks))]
+            values = [self._payoff(batch, parts) for batch in masks.split(self._batch(parts))]
         self._count(len(masks))
         return torch.cat(values) if values else masks.new_zeros(0)
 
@@ -76,9 +82,9 @@ class LayerGame:
         masks = self._check(masks)
         values, gradients = [masks.new_zeros(0)], [masks[:0]]
         with evaluating(self._model), torch.inference_mode(False), torch.enable_grad():
-            for batch in masks.split(max(1, self._batch(masks, gradient=True) // 2)):
+            for batch in masks.split(max(1, self._batch(self._at_layer) // 2)):
                 batch = batch.clone().requires_grad_(True)
-                value = self._payoff(batch, gradient=True)
+                value = self._payoff(batch, self._at_layer)
                 gradients += torch.autograd.grad(value.sum(), batch)
                 values.append(value.detach())
         self._count(GRADIENT_COST * len(masks))
@@ -96,8 +102,13 @@ class LayerGame:
         """Push both through what acts on each position alone; cache what is affine behind it; verify against the head."""
         parts = parts_of(self._head)
         absent, present = (_tuple(parts.pointwise(activation)) for activation in (absent, present))
-        self._mixed = (absent, [p - a for p, a in zip(present, absent, strict=True)], parts.mixed)
-        if parts.affine is None:
+        mixed = (absent, [p - a for p, a in zip(present, absent, strict=True)], parts.mixed)
+        if self._head not in _POINTWISE:  # whether it is behaves the same for every image: looked at once
+            _POINTWISE[self._head] = self._verify(lambda masks: parts.mixed(*_mix(mixed, masks, self.shape)))
+        if not _POINTWISE[self._head]:
+            return
+        self._mixed = mixed
+        if parts.affine is None or self.dtype in _HALF:  # which has too few digits to tell right from wrong
             return
         base = parts.affine(*absent)
         if not isinstance(base, Tensor) or base.numel() >= sum(t.numel() for t in absent):
@@ -107,7 +118,7 @@ class LayerGame:
                 cache = (base, (rows(parts.affine) - base).flatten(1), base.shape[1:], parts.rest)
             except RuntimeError:  # not made for maps of one position
                 continue
-            if self._verify(cache):
+            if self._verify(partial(_cached_logits, cache)):
                 self._cache, self.kind = cache, "additive" if parts.additive else "cached"
                 return
 
@@ -121,41 +132,30 @@ class LayerGame:
     def _rows_one_by_one(self, affine: Callable) -> Tensor:
         eye = torch.eye(self.n_players, dtype=self.dtype, device=self.device)
         step = max(1, _BATCH_ELEMENTS // sum(t.numel() for t in self._mixed[0]))
-        return torch.cat([affine(*self._mix(self._mixed, batch)) for batch in eye.split(step)])
+        return torch.cat([affine(*_mix(self._mixed, batch, self.shape)) for batch in eye.split(step)])
 
-    def _verify(self, cache: tuple) -> bool:
-        """Whether the cached game agrees with the head itself on random coalitions; never assumed."""
+    def _verify(self, fast: Callable) -> bool:
+        """Whether a faster way to the logits agrees with the head itself on random coalitions; never assumed."""
         masks = torch.rand(2, self.n_players, generator=torch.Generator().manual_seed(0)) < 0.5
         masks = masks.to(self.device, self.dtype)
-        true, fast = self._head(*self._mix(self._at_layer, masks)), self._cached_logits(cache, masks)
+        true = check_output(self._head(*_mix(self._at_layer, masks, self.shape)), self._target)
+        found = fast(masks)
         tolerance = 1e3 * torch.finfo(self.dtype).eps * true.abs().max()
-        return true.shape == fast.shape and bool((true - fast).abs().max() <= tolerance)
+        return found.shape == true.shape and bool((true - found).abs().max() <= tolerance)
 
-    def _mix(self, parts: tuple, masks: Tensor) -> list[Tensor]:
-        m = masks.view(-1, 1, *self.shape)
-        return [absent + m * delta for absent, delta in zip(parts[0], parts[1], strict=True)]
-
-    @staticmethod
-    def _cached_logits(cache: tuple, masks: Tensor) -> Tensor:
-        base, rows, shape, rest = cache
-        return rest((base.flatten(1) + masks @ rows).view(-1, *shape))
-
-    def _payoff(self, masks: Tensor, gradient: bool = False) -> Tensor:
-        parts = self._at_layer
-        if parts is not self._mixed and not gradient and bool(((masks == 0) | (masks == 1)).all()):
-            parts = self._mixed  # on coalitions the two are one game
+    def _payoff(self, masks: Tensor, parts: tuple) -> Tensor:
         if self._cache is not None and parts is self._mixed:
-            logits = self._cached_logits(self._cache, masks)
+            logits = _cached_logits(self._cache, masks)
         else:
-            logits = parts[2](*self._mix(parts, masks))
+            logits = parts[2](*_mix(parts, masks, self.shape))
         logits = check_output(logits, self._target)
-        if logits.dtype in (torch.float16, torch.bfloat16):
+        if logits.dtype in _HALF:
             logits = logits.float()  # a difference of two probabilities has no digit to lose
         return PAYOFFS[self.payoff](logits, self.target)
 
-    def _batch(self, masks: Tensor, gradient: bool = False) -> int:
-        cached = self._cache is not None
-        elements = self._cache[1].shape[1] if cached else sum(t.numel() for t in self._at_layer[0])
+    def _batch(self, parts: tuple) -> int:
+        cached = self._cache is not None and parts is self._mixed
+        elements = self._cache[1].shape[1] if cached else sum(t.numel() for t in parts[0])
         return max(1, min(4096 if cached else 128, _BATCH_ELEMENTS // elements))
 
     def _check(self, masks: Tensor) -> Tensor:
@@ -170,6 +170,16 @@ class LayerGame:
     def _count(self, evaluations: float) -> None:
         self.n_evaluations += evaluations
         count(evaluations)
+
+
+def _mix(parts: tuple, masks: Tensor, shape: tuple[int, int]) -> list[Tensor]:
+    m = masks.view(-1, 1, *shape)
+    return [absent + m * delta for absent, delta in zip(parts[0], parts[1], strict=True)]
+
+
+def _cached_logits(cache: tuple, masks: Tensor) -> Tensor:
+    base, rows, shape, rest = cache
+    return rest((base.flatten(1) + masks @ rows).view(-1, *shape))
 
 
 def _tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

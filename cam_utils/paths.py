@@ -7,7 +7,6 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 PHOTOS = ROOT / "data" / "photos"
 RESULTS = ROOT / "data" / "results"
-FIGURES = ROOT / "figures"  # written by `reproduce` alone, all or nothing
 BUILD = ROOT / "build"
 
 

@@ -110,6 +110,8 @@ def _is_pointwise(head: fx.GraphModule, node: fx.Node, arguments: list[fx.Node])
                 "same",
                 "valid",
             )
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:  # takes its statistics from the batch
+            return False
         return isinstance(module, _POINTWISE)
     if node.op == "call_function" and node.target in _TOGETHER:
         return len(arguments) == 2

@@ -13,6 +13,8 @@ def rectify(maps: Tensor) -> Tensor:
 def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Bilinear to the image's size (pixels; an int means square). maps (N,h,w) -> (N,H,W)."""
     size = (size, size) if isinstance(size, int) else tuple(size)
+    if min(size) < 1:
+        raise ValueError(f"a map has at least one pixel: the size cannot be {size}")
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 

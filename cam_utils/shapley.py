@@ -15,7 +15,11 @@ from tqdm import tqdm
 MAX_EXACT = 20  # players: 2^20 coalitions
 
 
-@dataclass(frozen=True)
+class BudgetError(ValueError):
+    """A budget that does not pay for what an estimator needs at least."""
+
+
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """Shapley values (n,) with their standard errors (n,), in float64 and in the payoff's unit.
 
@@ -53,9 +57,9 @@ def permutation(game, budget: float, generator: torch.Generator) -> Estimate:
     Cost: 2(n-1) evaluations a pair of orders, and 2; ValueError if the budget does not pay for one pair.
     """
     n = game.n_players
-    pairs = int(budget - 2) // max(2 * (n - 1), 1)
+    pairs = _whole(budget) // max(2 * (n - 1), 1)
     if pairs < 1:
-        raise ValueError(
+        raise BudgetError(
             f"{n} players need a budget of at least {2 * n} evaluations for one pair of orders, not {budget}"
         )
     ranks = torch.stack([torch.randperm(n, generator=generator).argsort() for _ in range(pairs)])
@@ -77,9 +81,9 @@ def per_position(game, budget: float, generator: torch.Generator, *, progress: b
     progress: show a bar over the players; None: on a terminal.
     """
     n = game.n_players
-    m = int(budget - 2) // (2 * n)
+    m = _whole(budget) // (2 * n)
     if m < 1:
-        raise ValueError(
+        raise BudgetError(
             f"{n} players need a budget of at least {2 * n + 2} evaluations for one coalition each, not {budget}"
         )
     ends, contributions = _ends(game), torch.empty(m, n, dtype=torch.float64)
@@ -100,9 +104,9 @@ def kernel_shap(game, budget: float, generator: torch.Generator) -> Estimate:
     The standard error is that of the regression with residuals corrected for leverage (HC3).
     """
     n = game.n_players
-    pairs = int(budget - 2) // 2
+    pairs = _whole(budget) // 2
     if pairs < 1 or n < 2:
-        raise ValueError(f"KernelSHAP needs at least 2 players and a budget of 4, not {n} and {budget}")
+        raise BudgetError(f"KernelSHAP needs at least 2 players and a budget of 4, not {n} and {budget}")
     masks, ends = paired_coalitions(n, pairs, generator), _ends(game)
     total = float(ends[1] - ends[0])
     design, target = paired_design(masks, _value(game, masks), total)
@@ -135,6 +139,13 @@ def paired_design(masks: Tensor, v: Tensor, total: float) -> tuple[Tensor, Tenso
     weight = (share * (1 - share)) ** -0.5
     odd = (v[:pairs] - v[pairs:]) / 2 - (share[:, 0] - 0.5) * total
     return (m - share) * weight, odd * weight[:, 0]
+
+
+def _whole(budget: float) -> int:
+    """What a budget leaves behind the evaluations of no and of all players."""
+    if not math.isfinite(budget):
+        raise BudgetError(f"a budget is a finite number of evaluations, not {budget}")
+    return int(budget) - 2
 
 
 def _value(game, masks: Tensor) -> Tensor:

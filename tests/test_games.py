@@ -149,7 +149,7 @@ def test_batches_do_not_matter(toy, x, monkeypatch):
     game = LayerGame(toy, "features.3", x[:1], 1)
     value, gradient = game.value(masks), game.gradient(masks)[1]
     monkeypatch.setattr("cam_utils.games._BATCH_ELEMENTS", 1)
-    assert game._batch(masks) == 1
+    assert game._batch(game._mixed) == 1
     torch.testing.assert_close(game.value(masks), value)
     torch.testing.assert_close(game.gradient(masks)[1], gradient)
 
@@ -185,3 +185,47 @@ def test_bad_input(toy, x):
     with pytest.raises(ValueError, match="0 to 2"):
         LayerGame(toy, "features", x[:1], 3).value(torch.zeros(1, 36))
     assert game.value(torch.zeros(0, 36)).shape == (0,)
+
+
+def test_batch_norm_without_statistics_mixes_positions(x):
+    model = toy_cnn("gap")
+    model.classifier.insert(0, nn.BatchNorm2d(4, track_running_stats=False).double())
+    game = LayerGame(model, "features", x[:1], 0, deferred=True)
+    masks = coalitions(1, 36)  # alone: it would mix the coalitions of a batch as well
+    torch.testing.assert_close(game.value(masks), definition(model, "features", x[:1], 0, masks))
+
+
+def test_a_pointwise_module_that_is_not_one_is_found_out(x):
+    """A forward hook of the caller mixes the positions: the masks must not be put behind it."""
+    model = toy_cnn("fc")
+    model.classifier.insert(0, nn.ReLU())
+    model.classifier[0].register_forward_hook(lambda module, inputs, output: output.flip(3) * output.mean((2, 3), True))
+    game = LayerGame(model, "features", x[:1], 0, deferred=True)
+    masks = coalitions(5, 36)
+    torch.testing.assert_close(game.value(masks), definition(model, "features", x[:1], 0, masks))
+
+
+def test_half_precision_takes_no_shortcut(x):
+    model = toy_cnn("gap").bfloat16()
+    game = LayerGame(model, "features", x[:1].bfloat16(), 0)
+    assert game.kind == "head" and game.value(coalitions(3, 36)).dtype == torch.float32
+
+
+def test_memory_is_bounded_where_the_cache_does_not_serve(x):
+    """Slopes at the layer of a cached game go through the whole head: its batches are the head's."""
+    game = LayerGame(toy_cnn("gap"), "features.3", x[:1], 0)
+    assert game._batch(game._at_layer) <= 128
+
+
+def test_a_model_that_puts_out_a_tuple(x):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.linear(self.stem(x).mean((2, 3)))
+            return x, x
+
+    with pytest.raises(ValueError, match=r"logits \(N,K\), not tuple"):
+        LayerGame(Two().double(), "stem", x[:1], 0)

@@ -205,3 +205,36 @@ def test_counting_nests(x):
             model(x)
         assert inner.total == 7.5
     assert outer.total == 0
+
+
+def test_a_cut_is_made_anew_when_a_parameter_of_the_root_is_replaced(x):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.scale = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            return self.stem(x).mean((2, 3)) * self.scale
+
+    model = Scaled().double().eval()
+    with torch.no_grad():
+        _, head = split(model, "stem")
+        model.scale = nn.Parameter(torch.full((4,), 3.0, dtype=torch.float64))
+        features, head = split(model, "stem")
+        torch.testing.assert_close(head(features(x)), model(x))
+
+
+def test_capturing_a_gradient_leaves_the_callers_mode(toy, x):
+    with torch.no_grad(), capture(toy.features, gradient=True):
+        toy(x)
+        assert torch.is_grad_enabled()
+    with torch.no_grad():
+        with capture(toy.features, gradient=True):
+            toy(x)
+        assert not torch.is_grad_enabled()
+
+
+def test_a_shared_module_is_found_under_each_of_its_names():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    model.add_module("again", model[0])
+    assert resolve_layer(model, "again") is resolve_layer(model, "0")

@@ -8,7 +8,7 @@ from PIL import Image
 from cam_utils import class_names, load_model, preprocess
 from cam_utils.data import load_photos
 from cam_utils.layers import capture
-from cam_utils.models import IMAGENET_CLASSES, REGISTRY, resolve_target, view
+from cam_utils.models import IMAGENET_CLASSES, REGISTRY, find_weights, resolve_target, view
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"])
@@ -120,3 +120,24 @@ def test_targets_by_name(lite0):
 def test_a_model_without_spec_says_how_to_get_one():
     with pytest.raises(ValueError, match="model.spec"):
         preprocess(Image.new("RGB", (8, 8)), torch.nn.Linear(1, 1))
+
+
+def test_targets_that_are_none_or_several(lite0):
+    """ImageNet has a cardigan that is a sweater and a Cardigan that is a dog."""
+    names = class_names(lite0)
+    assert (
+        names[resolve_target(lite0, "cardigan")] == "cardigan"
+        and names[resolve_target(lite0, "Cardigan")] == "Cardigan"
+    )
+    with pytest.raises(ValueError, match="264, 474"):
+        resolve_target(lite0, "CARDIGAN")
+    for wrong in (1.7, True, None, "-1", "", -1, 1000, "1000"):
+        with pytest.raises(ValueError, match="class"):
+            resolve_target(lite0, wrong)
+
+
+def test_a_folder_with_several_lite_files(tmp_path):
+    for i in (0, 1, 2):
+        (tmp_path / f"efficientnet-lite{i}-abc.pth").touch()
+    for i in (0, 1, 2):
+        assert find_weights(f"tf_efficientnet_lite{i}", tmp_path).name == f"efficientnet-lite{i}-abc.pth"
