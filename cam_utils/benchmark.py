@@ -23,7 +23,7 @@ from . import cams, shap_cam
 from .data import load_photos, make_shapes
 from .games import LayerGame
 from .models import preprocess
-from .owen import owen_and_surrogate
+from .owen import owen, owen_and_surrogate
 from .shapley import BudgetError, Estimate, kernel_shap, per_position, permutation
 from .training import fit, shapes_net
 
@@ -75,7 +75,7 @@ def _estimate(values: Tensor, spent: float) -> Estimate:
 
 
 ESTIMATORS: dict[str, Callable] = {
-    "Owen-CAM": shap_cam.owen_values,
+    "Owen-CAM": owen,
     "leverage KernelSHAP": kernel_shap,
 }
 PEERS: dict[str, Callable] = {
@@ -199,7 +199,7 @@ def compare_maps(model: nn.Module, layer: str, x: Tensor, target: int, truth: Te
             seconds = time.perf_counter() - start
         map = torch.as_tensor(maps[0]).detach().double().reshape(-1)
         correlation = float(torch.corrcoef(torch.stack([map, truth]))[0, 1])
-        rows.append({"estimator": f"grad-cam's {name}", "correlation": correlation, "seconds": seconds})
+        rows.append({"method": f"grad-cam's {name}", "correlation": correlation, "seconds": seconds})
     return rows
 
 
@@ -229,14 +229,15 @@ def shapley_benchmark(
 ) -> pd.DataFrame:
     """Every estimator on every game against converged references; the public packages on the first `peers` images.
 
-    shapes: images for a second network, see `shapes_network`. Writes shapley.csv into the folder `out` after every
-    game; references are kept in its folder references/ and read from there. Columns: network, image, layer, players,
-    estimator, budget, cost, error, correlation, coverage, seconds, reference_error.
+    shapes: images for a second network, see `shapes_network`. Writes shapley.csv, which is returned, into the folder
+    `out` after every game; references are kept in its folder references/ and read from there. Columns: network, image,
+    layer, players, estimator, budget, cost, error, correlation, coverage, seconds, reference_error. Beside it maps.csv has
+    the correlations of the package grad-cam's maps with the same references (see `compare_maps`).
     """
     runs = [(model, images, layer) for layer in layers]
     if shapes:
         runs.append((*shapes_network(shapes, seed=seed), "features"))
-    rows, disable = [], None if progress is None else not progress
+    rows, maps, disable = [], [], None if progress is None else not progress
     with tqdm(total=sum(len(images) for _, images, _ in runs), disable=disable) as bar:
         for network, images, layer in runs:
             weights = fingerprint(network)
@@ -252,12 +253,12 @@ def shapley_benchmark(
                 tolerance = REFERENCE_TOLERANCE.get(layer, 0.008)
                 truth, error = cached_reference(game, key, tolerance, seed + 1, out / "references")
                 found = compare(game, truth, error, ESTIMATORS, budgets, seed)
-                if i < peers:
-                    found += compare(game, truth, error, PEERS, PEER_BUDGETS, seed)
-                    found += compare_maps(network, layer, images[name], game.target, truth)
+                found += compare(game, truth, error, PEERS, PEER_BUDGETS, seed) if i < peers else []
                 about = {"network": network.spec.name, "image": name, "layer": layer, "players": game.n_players}
                 rows += [about | row | {"reference_error": error} for row in found]
+                maps += [about | row for row in compare_maps(network, layer, images[name], game.target, truth)]
                 pd.DataFrame(rows).round(6).to_csv(out / "shapley.csv", index=False)
+                pd.DataFrame(maps).round(6).to_csv(out / "maps.csv", index=False)
                 bar.update()
     return pd.DataFrame(rows)
 

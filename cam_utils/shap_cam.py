@@ -62,13 +62,11 @@ def owen_cam(
     layer, and the budget.
     """
 
+    def estimate(game: LayerGame, draws: torch.Generator) -> Estimate:
+        return additive_values(game) if game.kind == "additive" else owen(game, budget, draws)
+
     new_game = partial(LayerGame, model, layer, payoff=payoff, baseline=baseline, deferred=True)
-    return _maps(new_game, lambda game, draws: owen_values(game, budget, draws), x, target, generator, return_estimate)
-
-
-def owen_values(game: LayerGame, budget: float = DEFAULT_BUDGET, generator: torch.Generator | None = None) -> Estimate:
-    """What `owen_cam` does with a game (of deferred=True): `additive_values` where they are to be had, else `owen`."""
-    return additive_values(game) if game.kind == "additive" else owen(game, budget, generator)
+    return _maps(new_game, estimate, x, target, generator, return_estimate)
 
 
 def _maps(new_game, estimate, x, target, generator, return_estimate):

@@ -82,7 +82,7 @@ def test_residual_values_of_a_linear_game():
     """Paired coalitions of an additive game without noise: the values are found to the last digits."""
     w = torch.randn(10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     masks = paired_coalitions(10, 40, torch.Generator().manual_seed(1)).double()
-    values, error = residual_values(masks, masks @ w, float(w.sum()))
+    values, error = residual_values(masks, masks @ w, float(w.sum()), torch.ones(10))
     torch.testing.assert_close(values, w, atol=0.02, rtol=0)
     assert error.max() < 0.3
 
