@@ -22,6 +22,7 @@ from tqdm import tqdm
 from . import cams, shap_cam
 from .data import load_photos, make_shapes
 from .games import LayerGame
+from .layers import split
 from .models import preprocess
 from .owen import owen, owen_and_surrogate
 from .shapley import BudgetError, Estimate, kernel_shap, per_position, permutation
@@ -232,7 +233,7 @@ def shapley_benchmark(
     shapes: images for a second network, see `shapes_network`. Writes shapley.csv, which is returned, into the folder
     `out` after every game; references are kept in its folder references/ and read from there. Columns: network, image,
     layer, players, estimator, budget, cost, error, correlation, coverage, seconds, reference_error. Beside it maps.csv has
-    the correlations of the package grad-cam's maps with the same references (see `compare_maps`).
+    the correlations of the package grad-cam's maps with the same references (see `compare_maps`), where the head is nonlinear.
     """
     runs = [(model, images, layer) for layer in layers]
     if shapes:
@@ -256,7 +257,8 @@ def shapley_benchmark(
                 found += compare(game, truth, error, PEERS, PEER_BUDGETS, seed) if i < peers else []
                 about = {"network": network.spec.name, "image": name, "layer": layer, "players": game.n_players}
                 rows += [about | row | {"reference_error": error} for row in found]
-                maps += [about | row for row in compare_maps(network, layer, images[name], game.target, truth)]
+                if game.kind != "additive":  # there Grad-CAM is CAM, and exact values cost less than any of them
+                    maps += [about | row for row in compare_maps(network, layer, images[name], game.target, truth)]
                 pd.DataFrame(rows).round(6).to_csv(out / "shapley.csv", index=False)
                 pd.DataFrame(maps).round(6).to_csv(out / "maps.csv", index=False)
                 bar.update()
@@ -268,9 +270,10 @@ def speed_benchmark(
 ) -> pd.DataFrame:
     """Seconds of Owen-CAM's default, grad-cam's GradCAM and Shap-CAM (m = 200), side by side, in turns, warmed up.
 
-    Shap-CAM is timed once with 20 coalitions a position and multiplied by 10. So are one evaluation of the head and one
-    gradient, each a 32nd part of a batch, whose ratio `layers.GRADIENT_COST` stands for. Columns: image, layer, method,
-    seconds (median over repeats), ratio to GradCAM's of the same image and layer, threads.
+    Shap-CAM is timed once with 20 coalitions a position and multiplied by 10. Beside them the parts: a forward pass to
+    the layer, and one evaluation and one gradient of the head, each a 32nd part of a batch, whose ratio
+    `layers.GRADIENT_COST` stands for. Columns: image, layer, method, seconds (median over repeats), ratio to GradCAM's
+    of the same image and layer, threads.
     """
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -282,7 +285,7 @@ def speed_benchmark(
                 target = model(x).argmax(1)
             peer = GradCAM(model=model, target_layers=[model.get_submodule(layer)])
             inputs, wanted = x.clone().requires_grad_(True), [ClassifierOutputTarget(int(target))]
-            game = LayerGame(model, layer, x, target, deferred=True)
+            features, game = split(model, layer)[0], LayerGame(model, layer, x, target, deferred=True)
             masks = torch.rand(32, game.n_players, generator=torch.Generator().manual_seed(0))
             runs = {
                 "grad-cam's GradCAM": lambda p=peer, i=inputs, w=wanted: p(input_tensor=i, targets=w),
@@ -291,6 +294,7 @@ def speed_benchmark(
                 "Shap-CAM / 10": lambda la=layer, x=x, t=target: shap_cam.shap_cam(
                     model, la, x, t, samples_per_position=20, progress=False
                 ),
+                "forward to the layer": torch.no_grad()(lambda f=features, x=x: f(x)),
                 "head, forward × 32": lambda g=game, m=masks: g.value(m),
                 "head, forward and backward × 32": lambda g=game, m=masks: g.gradient(m),
             }
