@@ -35,7 +35,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout, fixed batch norm) inside the block; every module's own mode is restored after it."""
     training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
+        if training:  # else there is nothing to do, and eval() takes milliseconds in a large network
+            model.eval()
         yield
     finally:
         for module in training:
