@@ -152,3 +152,11 @@ def test_sanitizer_takes_durations_but_not_shapes():
         "5 maps",
     ):
         assert clean(kept) == kept
+
+
+def test_the_readmes_python_runs_as_it_stands(monkeypatch):
+    monkeypatch.chdir(paths.ROOT)
+    (block,) = re.findall(r"```python\n(.*?)```", text("README.md"), re.S)
+    names = {}
+    exec(block, names)
+    assert names["maps"].shape == (1, 7, 7) and names["estimates"][0].standard_error.isfinite().all()
