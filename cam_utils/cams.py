@@ -90,7 +90,7 @@ def score_cam(
     x: Tensor,
     target: Tensor,
     *,
-    batch_size: int = 32,
+    batch_size: int = 8,
     progress: bool | None = None,
 ) -> Tensor:
     """Score-CAM (Wang et al. 2020, algorithm 1): channels weighted by the logit of the image seen through them.

@@ -47,28 +47,42 @@ def figures(
 
 @app.command()
 def explain(
-    photo: Annotated[Path, typer.Argument(help="Any image file.")],
-    method: Annotated[str, typer.Option(help="A name that `methods` lists.")] = "owen_cam",
-    model: Annotated[str, typer.Option(help="A name that `models` lists.")] = "tf_efficientnet_lite0",
+    photos: Annotated[list[Path], typer.Argument(help="Image files of any kind, or folders of them.")],
+    method: Annotated[list[str], typer.Option(help="A name that `methods` lists; repeatable, side by side.")] = (
+        "owen_cam",
+    ),  # noqa: B006
+    model: Annotated[
+        str, typer.Option(help="A name that `models` lists, timm:NAME, or module:function of your own code.")
+    ] = "tf_efficientnet_lite0",
+    weights: Annotated[str, typer.Option(help="pretrained, random, or a file or folder with weights.")] = "pretrained",
     layer: Annotated[str | None, typer.Option(help="Dotted name such as blocks.5. [default: the model's]")] = None,
     target: Annotated[str | None, typer.Option(help="Class name or number. [default: the top class]")] = None,
-    weights: Annotated[str, typer.Option(help="pretrained, random, or a file or folder with weights.")] = "pretrained",
-    out: Annotated[Path | None, typer.Option(help="The PNG to write. [default: PHOTO_METHOD.png, here]")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="For the methods, such as budget=512; repeatable."),
+    ] = None,
+    signed: Annotated[bool, typer.Option("--signed", help="Show what speaks against the class too.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A .png or .pdf, or .npy for the map; of several photos a folder. [default: here]"),
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="png, pdf or npy. [default: as --out ends, else png]")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")] = "cpu",
 ):
-    """Explain what a network sees in a photo: writes the heat map over the photo as PNG."""
-    from .explanation import explain
-    from .models import load_model
+    """Explain what a network sees in photos: the likeliest classes, and the heat map over the photo as a file.
 
-    out = out or Path(f"{photo.stem}_{method}.png")
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out is a PNG file, not {out}")
-    if out.exists() and photo.exists() and out.samefile(photo):
-        raise ValueError(f"--out would overwrite the photo {photo}")
-    result = explain(load_model(model, weights), photo, target=target, method=method, layer=layer)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    result.overlay().save(out)
-    typer.echo(f"{result.label} (class {result.target}), probability {result.score:.1%}")
-    typer.echo(f"{result.method} at {result.layer} of {model}, {result.seconds:.2f} s, written to {out}")
+    Several photos or a folder also give a contact sheet. A photo that cannot be explained is named at the end, exit code 1.
+    """
+    from . import shell
+
+    written, failed = shell.explain_files(
+        photos, method, model, weights, layer, target, option or (), signed, out, format, device, typer.echo
+    )
+    if failed:
+        typer.echo(f"error: {len(failed)} of {len(failed) + written} photos could not be explained:", err=True)
+        for path, reason in failed.items():
+            typer.echo(f"  {path}: {reason}", err=True)
+        raise typer.Exit(1)
 
 
 benchmark = typer.Typer(help="Measure; each command writes a table to data/results.", no_args_is_help=True)

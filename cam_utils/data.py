@@ -28,6 +28,22 @@ TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVE
 ORIENTATIONS = {value: Image.Transpose[turn] for value, turn in enumerate(TURNS, start=2)}  # EXIF tag 274
 
 
+def image_files(folder) -> list[Path]:
+    """The image files in a folder and its subfolders, sorted, hidden ones excepted: whatever ends like what Pillow opens.
+
+    Raises ValueError for what is no folder, or has no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of images")
+    Image.init()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = [f for f in folder.rglob("*") if f.suffix.lower() in endings and f.is_file() and f.name[0] != "."]
+    if not found:
+        raise ValueError(f"no image in {folder} or its subfolders; known endings: {' '.join(sorted(endings))}")
+    return sorted(found)
+
+
 def load_image(source) -> Image.Image:
     """Read `source` as an 8-bit RGB picture, the way a viewer shows it; the result shares nothing with `source`.
 

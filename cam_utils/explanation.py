@@ -1,14 +1,15 @@
 """Every method by its name, and `explain`: from a photo to a labelled heat map in one call."""
 
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import cams, plotting, postprocess, shap_cam
+from . import cams, lime, plotting, postprocess, shap_cam
 from .layers import counting, evaluating, resolve_layer
 from .models import class_names, preprocess, resolve_target, spec_of, view
 
@@ -23,10 +24,11 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "ablation_cam": cams.ablation_cam,
     "shap_cam": shap_cam.shap_cam,
     "owen_cam": shap_cam.owen_cam,
+    "lime": lime.lime,
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """A signed map (h,w) at the layer's resolution and what it explains; `score` is the softmax probability of `target`."""
 
@@ -39,10 +41,21 @@ class Explanation:
     n_evaluations: float  # passes of the network or its head behind the layer; a forward+backward counts 2.5
     seconds: float
     image: Image.Image = field(repr=False)  # what the network saw
+    top: tuple[tuple[str, float], ...] = field(repr=False)  # the five likeliest classes and their probabilities
+    standard_error: Tensor | None = field(
+        default=None, repr=False
+    )  # (h,w), of methods that state one for what was spent
+
+    @property
+    def relative_error(self) -> float | None:
+        """The standard errors together over the map, ‖error‖ / ‖map‖; None where the method states none."""
+        if self.standard_error is None or not self.standard_error.isfinite().all():
+            return None
+        return float(self.standard_error.norm() / self.map.norm()) if self.map.any() else None
 
     def heatmap(self, size: int | tuple[int, int] | None = None) -> Tensor:
         """The map rectified, upsampled to `size` (pixels; default: the image's) and min-max scaled: (H,W) in [0,1]."""
-        return postprocess.heatmap(self.map[None].cpu(), size or self.image.size[::-1])[0]
+        return postprocess.heatmap(self.map[None].cpu(), self.image.size[::-1] if size is None else size)[0]
 
     def overlay(self, *, alpha: float = 0.5) -> Image.Image:
         """The heat map in colour over what the network saw."""
@@ -62,21 +75,23 @@ def explain(
     method: a key of METHODS; layer: a module or dotted name (None: the model's default); options go to the method.
     Cost: the method's, and one forward pass for the probabilities. Raises ValueError for an unknown method, layer or class.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}. Choose one of: {', '.join(METHODS)}")
+    known = check_options(method, options)
     layer = spec_of(model).layer if layer is None else layer
     module = resolve_layer(model, layer)
     seen = view(image, model)
     parameter = next(model.parameters())
     x = preprocess(image, model).to(parameter.device, parameter.dtype)
     with evaluating(model), torch.no_grad():
-        probabilities = model(x).softmax(1)[0]
+        probabilities = cams.check_output(model(x)).softmax(1)[0]
     target = int(probabilities.argmax()) if target is None else resolve_target(model, target)
     start = time.perf_counter()
     with counting() as counter:
-        map = METHODS[method](model, module, x, torch.tensor([target], device=x.device), **options)[0]
+        states_error = {"return_estimate": True} if "return_estimate" in known else {}
+        found = METHODS[method](model, module, x, torch.tensor([target], device=x.device), **options | states_error)
+    maps, estimates = found if states_error else (found, None)
+    likeliest = probabilities.topk(min(5, len(probabilities)))
     return Explanation(
-        map=map,
+        map=maps[0],
         target=target,
         label=class_names(model)[target],
         score=probabilities[target].item(),
@@ -85,4 +100,16 @@ def explain(
         n_evaluations=counter.total,
         seconds=time.perf_counter() - start,
         image=seen,
+        top=tuple((class_names(model)[i], p) for p, i in zip(*(t.tolist() for t in likeliest), strict=True)),
+        standard_error=estimates[0].standard_error.view(maps[0].shape) if estimates else None,
     )
+
+
+def check_options(method: str, options: Iterable[str] = ()) -> list[str]:
+    """The names of a method's options. Raises ValueError for an unknown method or option, naming those that there are."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}. Choose one of: {', '.join(METHODS)}")
+    known = [*inspect.signature(METHODS[method]).parameters][4:]  # behind model, layer, x, target
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{method} has no option {', '.join(unknown)}. It has: {', '.join(known) or 'none'}")
+    return known

@@ -82,7 +82,7 @@ class LayerGame:
         masks = self._check(masks)
         values, gradients = [masks.new_zeros(0)], [masks[:0]]
         with evaluating(self._model), torch.inference_mode(False), torch.enable_grad():
-            for batch in masks.split(max(1, self._batch(self._at_layer) // 2)):
+            for batch in masks.split(self._batch(self._at_layer)):
                 batch = batch.clone().requires_grad_(True)
                 value = self._payoff(batch, self._at_layer)
                 gradients += torch.autograd.grad(value.sum(), batch)
@@ -156,7 +156,7 @@ class LayerGame:
     def _batch(self, parts: tuple) -> int:
         cached = self._cache is not None and parts is self._mixed
         elements = self._cache[1].shape[1] if cached else sum(t.numel() for t in parts[0])
-        return max(1, min(4096 if cached else 128, _BATCH_ELEMENTS // elements))
+        return max(1, min(4096 if cached else 32, _BATCH_ELEMENTS // elements))  # larger ones are slower: page faults
 
     def _check(self, masks: Tensor) -> Tensor:
         masks = torch.as_tensor(masks)

@@ -24,6 +24,10 @@ KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # no progress bars in committed outputs
     "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's python3 kernel, not one from the home folder
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # spares stderr a warning of the debugger
+    # glibc gives the memory of large tensors back at once and gets it anew, page by page: twice the time for batches
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "67108864",
 }
 _BARS = re.compile(r"[^\r\n]*(?:\d%\||it/s\]|s/it\])[^\r\n]*[\r\n]*")  # progress in stderr
 _ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of the cells that papermill adds

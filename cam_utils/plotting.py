@@ -6,7 +6,8 @@ colour-vision deficiencies, and the sequential one reads in grey as well.
 
 import io
 import re
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import matplotlib.figure
@@ -91,7 +92,9 @@ def plot_maps(
     signed: bool = False,
     columns: int = 4,
 ) -> Figure:
-    """The image, then each map (h,w) over it under its name, with one colour bar."""
+    """The image, then each map (h,w) over it under its name, with one colour bar. Raises ValueError without a map."""
+    if not maps:
+        raise ValueError("there is no map to plot")
     columns = min(columns, len(maps) + 1)
     figure = new_figure(-(-(len(maps) + 1) // columns), columns)
     axes = figure.axes
@@ -102,6 +105,31 @@ def plot_maps(
         ax.remove()
     label = "map / its\nlargest magnitude" if signed else "rectified map,\nmin–max scaled"
     figure.colorbar(drawn, ax=axes[: len(maps) + 1], label=label, shrink=0.8, aspect=30)
+    return figure
+
+
+def plot_explanations(explanations: Sequence, *, signed: bool = False, columns: int = 4) -> Figure:
+    """`explanation.Explanation`s of one image: the image with its likeliest classes, then the map of each, and a colour bar."""
+    first = explanations[0]
+    classes = "\n".join(f"{textwrap.shorten(label, 28)} {p:.1%}" for label, p in first.top[:3])
+    maps = {}
+    for e in explanations:
+        spent = f"{e.n_evaluations:.0f} evaluations, {e.seconds:.2g} s"
+        error = f"\nstandard error {e.relative_error:.0%}" if e.relative_error else ""
+        about = f"{e.method} at {e.layer}\n{textwrap.shorten(e.label, 28)} {e.score:.1%}\n{spent}{error}"
+        maps[about] = e.map
+    return plot_maps(first.image, maps, title=classes, signed=signed, columns=columns)
+
+
+def plot_contact_sheet(explanations: Sequence, names: Sequence[str], *, columns: int = 6) -> Figure:
+    """One overlay for each of many `Explanation`s, with its name, class and probability."""
+    columns = min(columns, len(explanations))
+    figure = new_figure(-(-len(explanations) // columns), columns)
+    for ax, e, name in zip(figure.axes, explanations, names, strict=False):
+        title = f"{textwrap.shorten(name, 20)}\n{textwrap.shorten(e.label, 18)} {e.score:.0%}"
+        show_map(ax, e.image, e.map, title)
+    for ax in figure.axes[len(explanations) :]:
+        ax.remove()
     return figure
 
 

@@ -1,7 +1,10 @@
 """The command line as a user calls it; `figures` is tested in test_reproduce."""
 
+import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -30,7 +33,7 @@ def test_explain_writes_the_map_over_the_photo(monkeypatch, capsys, tmp_path):
     photo = load_photo("dog").path
     code, output, _ = run(monkeypatch, capsys, "explain", photo, "--method", "grad_cam", "--out", out)
     assert code == 0 and load_photo("dog").label in output and str(out) in output
-    assert Image.open(out).size == (224, 224)
+    assert Image.open(out).width > 1000
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,8 @@ def test_explain_writes_the_map_over_the_photo(monkeypatch, capsys, tmp_path):
         (("--target", "tabi"), "tabby"),
         (("--target", "1000"), "0 to 999"),
         (("--model", "resnet81"), "resnet18"),
-        (("--out", "map.bmp"), "PNG"),
+        (("--out", "map.bmp"), "png, pdf, npy"),
+        (("--device", "no-such"), "device"),
         (("--weights", "no-such-folder"), "no-such-folder"),
     ],
 )
@@ -60,3 +64,72 @@ def test_photos_that_are_none(monkeypatch, capsys, tmp_path):
 def test_an_unknown_benchmark_fails_before_any_work(monkeypatch, capsys):
     code, _, errors = run(monkeypatch, capsys, "benchmark", "foo")
     assert code == 2 and "foo" in errors
+
+
+def test_methods_side_by_side_with_options_and_formats(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    photo, pair = load_photo("dog").path, ("--method", "owen_cam", "--method", "grad_cam", "--layer", "blocks.5")
+    code, output, _ = run(monkeypatch, capsys, "explain", photo, *pair, "-o", "budget=150", "--signed")
+    assert code == 0 and "standard error" in output and output.count("%  ") == 5
+    assert Image.open("dog_owen_cam_grad_cam.png").width > 1000
+    code, *_ = run(monkeypatch, capsys, "explain", photo, *pair, "--out", "maps.npy")
+    assert code == 0 and np.load("maps.npy").shape == (2, 7, 7)
+    code, *_ = run(monkeypatch, capsys, "explain", photo, "--method", "grad_cam", "--format", "pdf")
+    assert code == 0 and Path("dog_grad_cam.pdf").read_bytes().startswith(b"%PDF")
+    code, _, errors = run(monkeypatch, capsys, "explain", photo, *pair, "-o", "bugdet=150")
+    assert code == 2 and "It has: budget" in errors
+
+
+def test_a_folder_gives_a_contact_sheet_and_names_what_failed(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for name in ("dog", "cat"):
+        shutil.copy(load_photo(name).path, tmp_path / "in")
+    code, output, _ = run(monkeypatch, capsys, "explain", "in", "--method", "grad_cam")
+    assert code == 0 and {path.name for path in Path("explanations").iterdir()} == {
+        "cat.png",
+        "contact_sheet.png",
+        "dog.png",
+    }
+    (tmp_path / "in" / "broken.jpg").write_text("no image")
+    code, output, errors = run(monkeypatch, capsys, "explain", "in", "--method", "grad_cam", "--out", "again")
+    assert code == 1 and "1 of 3 photos" in errors and "broken.jpg" in errors and Path("again/dog.png").exists()
+
+
+def test_a_network_of_the_users_own_code(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_network.py").write_text(
+        "import torch\n"
+        "def tiny():\n"
+        "    torch.manual_seed(0)\n"
+        "    n = torch.nn\n"
+        "    parts = [n.Conv2d(3, 8, 3, 4), n.ReLU(), n.Conv2d(8, 8, 3, 4), n.ReLU()]\n"
+        "    return n.Sequential(*parts, n.AdaptiveAvgPool2d(1), n.Flatten(), n.Linear(8, 4))\n"
+    )
+    photo = load_photo("dog").path
+    code, output, errors = run(
+        monkeypatch, capsys, "explain", photo, "--model", "own_network:tiny", "--target", "class 2"
+    )
+    assert code == 0 and '"class 2"' in output and "at 3:" in output, errors
+    (tmp_path / "weights.pth").write_text("no weights")
+    arguments = ("--model", "own_network:tiny", "--weights", "weights.pth")
+    code, _, errors = run(monkeypatch, capsys, "explain", photo, *arguments)
+    assert code == 2 and "weights.pth does not hold a state dict" in errors
+    for model, message in [
+        ("own_network:tini", "tiny"),
+        ("no_such:f", "cannot import"),
+        ("timm:resnet8888", "timm has no"),
+    ]:
+        code, _, errors = run(monkeypatch, capsys, "explain", photo, "--model", model)
+        assert code == 2 and message in errors
+
+
+def test_any_network_of_timm_and_its_missing_weights(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    photo = load_photo("dog").path
+    for model, layer in (("timm:resnet10t", "layer4"), ("timm:vit_tiny_patch16_224", "patch_embed.proj")):
+        code, output, _ = run(monkeypatch, capsys, "explain", photo, "--model", model, "--weights", "random")
+        assert code == 0 and f"at {layer}:" in output
+    code, _, errors = run(monkeypatch, capsys, "explain", photo, "--model", "timm:resnet10t")
+    assert code == 2 and "not in timm's cache" in errors

@@ -6,7 +6,7 @@ from cam_utils.data import load_photo
 from cam_utils.layers import capture
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("score_cam", "ablation_cam")])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("score_cam", "ablation_cam", "lime")])
 def test_explain_a_photo(method, lite0):
     photo = load_photo("dog")
     result = explain(lite0, photo.path, method=method)
@@ -50,3 +50,17 @@ def test_preprocessed_input_is_what_the_layers_see(lite0):
     with torch.no_grad(), capture(lite0.bn2) as captured:
         lite0(x)
     assert captured.activation.shape == (1, 1280, 7, 7)
+
+
+def test_unknown_options_are_named(lite0):
+    with pytest.raises(ValueError, match="no option bugdet. It has: budget"):
+        explain(lite0, load_photo("dog").image, method="owen_cam", bugdet=100)
+    with pytest.raises(ValueError, match="none"):
+        explain(lite0, load_photo("dog").image, method="grad_cam", budget=100)
+
+
+def test_explanations_can_be_compared_and_sizes_are_checked(lite0):
+    a, b = (explain(lite0, load_photo("dog").image, method="cam") for _ in range(2))
+    assert a != b and a == a
+    with pytest.raises(ValueError, match="at least one pixel"):
+        a.heatmap(0)

@@ -1,0 +1,125 @@
+"""What `python -m cam_utils explain` does: photos and folders in, one file of maps for each out, and a contact sheet."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .data import image_files
+from .explanation import Explanation, check_options, explain
+from .networks import open_model
+from .notebooks import parse_parameters
+from .plotting import plot_contact_sheet, plot_explanations, use_style
+
+FORMATS = ("png", "pdf", "npy")
+CONTACT_SHEET = "contact_sheet"
+
+
+def explain_files(
+    photos: Sequence[Path],
+    methods: Sequence[str],
+    model: str,
+    weights: str,
+    layer: str | None,
+    target: str | None,
+    options: Sequence[str],
+    signed: bool,
+    out: Path | None,
+    format: str | None,
+    device: str,
+    say: Callable[[str], None],
+) -> tuple[int, dict[Path, str]]:
+    """(number of photos explained, {photo: why it could not be}). ValueError for what would be wrong for every photo."""
+    values = parse_parameters(options)
+    known = {method: check_options(method) for method in methods}
+    for name in values:  # an option goes to the methods that have it
+        if not any(name in names for names in known.values()):
+            check_options(methods[0], [name])
+    files = [file for photo in photos for file in (image_files(photo) if photo.is_dir() else [photo])]
+    several = len(files) > 1
+    format = _format(out, format, several)
+    use_style()
+    targets = _targets(files, photos, methods, out, format, several)
+    network = open_model(model, weights).to(_device(device))
+    failed, sheet = {}, []
+    for file, to in zip(tqdm(files, "photos", disable=None if several else True), targets, strict=True):
+        try:
+            found = [
+                explain(network, file, target, m, layer, **{k: v for k, v in values.items() if k in names})
+                for m, names in known.items()
+            ]
+        except (ValueError, OSError) as error:
+            if not several:
+                raise
+            failed[file] = str(error)
+            continue
+        to.parent.mkdir(parents=True, exist_ok=True)
+        _write(found, to, signed)
+        sheet.append((found[0], file.stem))
+        _report(found, file, to, several, say)
+    if len(sheet) > 1 and format != "npy":
+        to = targets[0].parent / f"{CONTACT_SHEET}.{format}"
+        plot_contact_sheet(*zip(*sheet, strict=True)).savefig(to, dpi=160, bbox_inches="tight")
+        say(f"{len(sheet)} photos side by side: {to}")
+    return len(sheet), failed
+
+
+def _format(out: Path | None, format: str | None, several: bool) -> str:
+    ending = out.suffix[1:].lower() if out and not several else ""
+    format = (format or ending or "png").lower()
+    if format not in FORMATS or ending not in ("", format):
+        raise ValueError(f"maps are written as {', '.join(FORMATS)}, not as {ending or format}")
+    return format
+
+
+def _targets(files, photos, methods, out: Path | None, format: str, several: bool) -> list[Path]:
+    """A file for each photo, none of which is a photo itself or meets another."""
+    if not several:
+        targets = [(out or Path(f"{files[0].stem}_{'_'.join(methods)}")).with_suffix(f".{format}")]
+    else:
+        folder = out or Path("explanations")
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out is a folder where there are several photos, {folder} is a file")
+        targets = [folder / f"{file.stem}.{format}" for file in files]
+        twice = [t.name for t in targets if targets.count(t) > 1 or t.stem == CONTACT_SHEET]
+        if twice:
+            raise ValueError(f"two photos would be written to {twice[0]}: explain them one by one")
+    for file, target in zip(files, targets, strict=True):
+        if target.exists() and file.exists() and target.samefile(file):
+            raise ValueError(f"--out would overwrite the photo {file}")
+    return targets
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"the device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _write(found: list[Explanation], to: Path, signed: bool) -> None:
+    if to.suffix == ".npy":
+        maps = [e.map.detach().cpu().float().numpy() for e in found]
+        if len({map.shape for map in maps}) > 1:
+            raise ValueError("the methods' maps differ in size: write them one by one as npy")
+        np.save(to, np.stack(maps) if len(maps) > 1 else maps[0], allow_pickle=False)
+    else:
+        plot_explanations(found, signed=signed).savefig(to, dpi=160, bbox_inches="tight")
+
+
+def _report(found: list[Explanation], file: Path, to: Path, several: bool, say: Callable[[str], None]) -> None:
+    first = found[0]
+    if several:
+        say(f"{file}: {first.label} {first.score:.1%} -> {to}")
+        return
+    for label, probability in first.top:
+        say(f"{probability:7.1%}  {label}")
+    for e in found:
+        error = f", standard error {e.relative_error:.1%} of the map" if e.relative_error else ""
+        cost = f"{e.n_evaluations:.4g} evaluations in {e.seconds:.2f} s"
+        say(f'{e.method} of "{e.label}" (class {e.target}, {e.score:.1%}) at {e.layer}: {cost}{error}')
+    say(f"written: {to}")
