@@ -263,13 +263,3 @@ def test_command_line_shows_errors_without_traceback(monkeypatch, capsys, error,
 
     monkeypatch.setattr("cam_utils.reproduce.reproduce", fail)
     assert command(monkeypatch, capsys, "figures") == (code, "", "error: cell 3 failed\n")
-
-
-def test_explain_from_the_command_line(monkeypatch, capsys, tmp_path):
-    photo, out = str(paths.PHOTOS / "dog.jpg"), tmp_path / "new" / "map.png"
-    code, printed, _ = command(monkeypatch, capsys, "explain", photo, "--layer", "blocks.5", "--out", str(out))
-    assert code == 0 and "German shepherd (class 235), probability" in printed and "owen_cam at blocks.5" in printed
-    assert out.read_bytes().startswith(b"\x89PNG")
-    for wrong in (["no.jpg"], [photo, "--method", "x"], [photo, "--layer", "x"], [photo, "--out", "x.jpg"]):
-        code, printed, error = command(monkeypatch, capsys, "explain", *wrong)
-        assert (code, printed) == (2, "") and error.startswith("error: ") and "Traceback" not in error
