@@ -9,7 +9,6 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from cam_utils import paths
 from cam_utils.cli import main
 from cam_utils.notebooks import ReproductionError, find_notebooks, parse_parameters, write_outputs
 from cam_utils.reproduce import reproduce
