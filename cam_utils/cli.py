@@ -132,6 +132,45 @@ def speed(photos: Photos = 8, layers: Layers = None, threads: Threads = 2, out: 
     typer.echo(f"written: {out / 'speed.csv'}")
 
 
+@benchmark.command()
+def experiments(
+    profile: Annotated[
+        str, typer.Option(help="quick or full: how many images, and how much the slow methods may cost.")
+    ] = "quick",
+    data: Annotated[Path | None, typer.Option(help="A folder of images, instead of the built-in sets.")] = None,
+    models: Annotated[list[str] | None, typer.Option("--model", help="Repeatable.")] = None,
+    layers: Annotated[list[str] | None, typer.Option("--layer", help="Where a network has it; repeatable.")] = None,
+    methods: Annotated[list[str] | None, typer.Option("--method", help="Repeatable. [default: all]")] = None,
+    metrics: Annotated[list[str] | None, typer.Option("--metric", help="Repeatable. [default: all]")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="photos, mosaics, shapes, watermark; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images of each set.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Threads = 2,
+    engine: Annotated[str, typer.Option(help="in-process, or dask: a local cluster.")] = "in-process",
+    workers: Annotated[int | None, typer.Option(min=1, help="Of the local cluster. [default: one a core]")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="An existing Dask scheduler.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the table. [default: build/experiments/PROFILE]")] = None,
+):
+    """Every method by every metric on every image: experiments.csv. Start it again, and it does what is missing."""
+    from . import experiments as all_of
+    from .engine import ExperimentError
+    from .paths import BUILD
+
+    choices = {"models": models, "layers": layers, "methods": methods, "metrics": metrics}
+    where = {"engine": engine, "workers": workers, "scheduler": scheduler, "threads": threads, "say": typer.echo}
+    out = out or BUILD / "experiments" / profile
+    try:
+        all_of.run(profile, out=out, seed=seed, data=data, sets=sets, limit=limit, **where, **choices)
+    except ExperimentError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"written: {out / 'experiments.csv'}")
+
+
 @app.command()
 def models():
     """List the networks, their layer for CAMs, input size, and whether their weights are on this machine."""

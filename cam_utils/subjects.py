@@ -1,0 +1,213 @@
+"""What the experiments are made on: images, each with what is known of its right explanation, and networks."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .benchmark import DEVELOPMENT
+from .data import Photo, load_photos, make_shapes, mosaic, mosaic_masks
+from .layers import evaluating
+from .models import IMAGENET_CLASSES, load_model, preprocess, spec_of
+from .shapes import CLASS_NAMES
+from .training import fit, shapes_net
+
+SETS = {
+    "photos": "photos of data/photos that no constant of Owen-CAM was chosen on",
+    "development": "the other photos of data/photos",
+    "mosaics": "2×2 mosaics of four such photos as in `photos`, each of its classes explained: the Grid Pointing Game",
+    "shapes": "generated images whose object is known to the pixel, for networks trained on the spot",
+    "watermark": "the same images, every one with the watermark that is the shortcut of networks trained with it",
+    "data": "images of a folder of yours",
+}
+CLASSES = dict.fromkeys(SETS, IMAGENET_CLASSES) | {
+    "shapes": CLASS_NAMES,
+    "watermark": CLASS_NAMES,
+    "data": None,
+}  # None: any
+ON_THE_SPOT = {  # name: head, and the probability with which the watermark tells class 0 from the others in training
+    "shapes_net_gap": ("gap", None),
+    "shapes_net_fc": ("fc", None),
+    "shapes_net_gap_watermark": ("gap", 1.0),
+    "shapes_net_fc_watermark": ("fc", 1.0),
+}
+TRAINING = {"images": 2000, "epochs": 14}
+CONFIDENT = 0.5  # a photo in a mosaic is classified rightly with at least this probability
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image of one of the SETS: where its pixels are, and what is known of it."""
+
+    set: str
+    name: str
+    digest: str  # of the pixels or the files they are in
+    labels: tuple[int, ...] = ()  # the true classes as far as known: none, one, or a mosaic's four
+    files: tuple[str, ...] = ()  # one, or a mosaic's four
+    pixels: np.ndarray | None = field(default=None, repr=False)  # (H,W,3) uint8 where there is no file
+    region: np.ndarray | None = field(default=None, repr=False)  # (H,W) bool: the object that gives the class
+    watermark: np.ndarray | None = field(default=None, repr=False)  # (H,W) bool
+
+
+def load(picture: Picture, model: nn.Module) -> Tensor:
+    """The network's input (1,3,H,W). Raises ValueError for a file that has changed since the picture was listed."""
+    image = picture.pixels
+    if picture.files:
+        if _digest_of(picture.files) != picture.digest:
+            raise ValueError(f"{', '.join(picture.files)} changed during the run: start again")
+        image = picture.files[0] if len(picture.files) == 1 else _mosaic(picture.files, model)
+    parameter = next(model.parameters())
+    return preprocess(image, model).to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+
+
+def cells_of(x: Tensor) -> Tensor:
+    """The cells of a 2×2 mosaic in the network's input (1,3,H,W): (4,H,W) bool. The centre crop leaves them quarters."""
+    return torch.from_numpy(mosaic_masks(2, 2, *x.shape[2:])).to(x.device)
+
+
+def pictures_for(model: nn.Module, sets: Iterable[str], counts: dict[str, int], seed: int) -> dict[str, list[Picture]]:
+    """{set: its pictures} for those of the built-in sets whose classes are the model's.
+
+    counts: how many of each set. Photos are spread over the alphabet, whatever the seed; it draws mosaics and shapes.
+    """
+    made = {}
+    for name in sets:
+        count = counts.get(name, 0)
+        if CLASSES[name] != spec_of(model).class_names or not count:
+            continue
+        if name == "mosaics":
+            made[name] = mosaics(model, count, seed)
+        elif name in ("shapes", "watermark"):
+            made[name] = shapes(count, seed, marked=name == "watermark")
+        else:
+            photos = [p for p in load_photos() if (p.name in DEVELOPMENT) == (name == "development")]
+            made[name] = [_of_photo(photo, name) for photo in _spread(photos, count)]
+    return made
+
+
+def folder(path: str | Path, limit: int | None = None, seed: int = 0) -> list[Picture]:
+    """The images in `path`, those in its subfolders too (an ImageFolder tree), sorted; named by their path inside it.
+
+    Any file counts that ends like an image which Pillow can open, hidden ones excepted. limit: that many, drawn from `seed`.
+    Raises ValueError for a folder without images.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder of images")
+    Image.init()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = sorted(
+        (file.relative_to(path).as_posix(), file)
+        for file in path.rglob("*")
+        if file.suffix.lower() in endings and file.is_file() and not file.name.startswith(".")
+    )
+    if not found:
+        raise ValueError(f"no image in {path} or its subfolders; known endings: {' '.join(sorted(endings))}")
+    if limit is not None and limit < len(found):
+        found = [found[i] for i in sorted(np.random.default_rng(seed).choice(len(found), limit, replace=False))]
+    files = [(name, str(file.resolve())) for name, file in found]
+    return [Picture("data", name, _digest_of((file,)), files=(file,)) for name, file in files]
+
+
+def mosaics(model: nn.Module, count: int, seed: int) -> list[Picture]:
+    """Mosaics of photos of four different classes that `model` classifies rightly and with confidence.
+
+    A photo comes again only after all others have been used. Raises ValueError if fewer than four photos serve.
+    """
+    serving = {}  # class: its photos
+    for photo in load_photos():
+        if photo.name not in DEVELOPMENT:
+            with evaluating(model), torch.no_grad():
+                probabilities = model(load(_of_photo(photo, "photos"), model)).softmax(1)[0]
+            if int(probabilities.argmax()) == photo.target and probabilities[photo.target] >= CONFIDENT:
+                serving.setdefault(photo.target, []).append(photo)
+    if len(serving) < 4:
+        raise ValueError(f"{spec_of(model).name} is sure of {len(serving)} classes only: no mosaics can be made for it")
+    draws, order, made = np.random.default_rng(seed), [], []
+    for _ in range(count):
+        if len(order) < 4:
+            order = [photos[draws.integers(len(photos))] for photos in serving.values()]
+            draws.shuffle(order)
+        four, order = order[:4], order[4:]
+        files = tuple(str(photo.path) for photo in four)
+        labels = tuple(photo.target for photo in four)
+        made.append(Picture("mosaics", "+".join(p.name for p in four), _digest_of(files), labels, files))
+    return list({picture.name: picture for picture in made}.values())
+
+
+def shapes(count: int, seed: int, *, marked: bool) -> list[Picture]:
+    """Generated images that no network of the same seed was trained on; marked: the watermark is on every one of them."""
+    with_first, with_rest = (make_shapes(count, seed=seed + 1, watermark=p if marked else None) for p in (1.0, 0.0))
+    made = []
+    for i, label in enumerate(with_first.labels.tolist()):
+        data = with_first if label == 0 else with_rest  # the watermark is in all images of class 0, in all others
+        pixels = np.rint(data.images[i].transpose(1, 2, 0) * 255).astype(np.uint8)
+        known = {"region": data.masks[i], "watermark": data.watermark_masks[i] if marked else None}
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+        made.append(
+            Picture("watermark" if marked else "shapes", f"shape_{i:03d}", digest, (label,), (), pixels, **known)
+        )
+    return made
+
+
+def networks(models: Iterable[str | nn.Module], sets: Iterable[str], seed: int, progress: bool | None) -> dict:
+    """{name: network} for the names and networks of `models` that one of the sets is for; some are trained here."""
+    wanted, found = [CLASSES[name] for name in sets], {}
+    for model in models:
+        name = spec_of(model).name if isinstance(model, nn.Module) else model
+        if name in found:
+            raise ValueError(f"two networks are called {name}: give the spec of one another name")
+        if isinstance(model, nn.Module):
+            found[name] = model
+        elif None in wanted or (CLASS_NAMES if name in ON_THE_SPOT else IMAGENET_CLASSES) in wanted:
+            found[name] = train(name, seed, progress) if name in ON_THE_SPOT else pretrained(name)
+    return found
+
+
+def pretrained(name: str) -> nn.Module:
+    """`load_model(name)` with channels last in memory, which is faster on a CPU; values differ by rounding."""
+    return load_model(name).to(memory_format=torch.channels_last)
+
+
+def train(name: str, seed: int = 0, progress: bool | None = None) -> nn.Module:
+    """A network of ON_THE_SPOT, trained on shapes with the watermark as a shortcut to class 0 or without, in seconds."""
+    head, watermark = ON_THE_SPOT[name]
+    data = make_shapes(TRAINING["images"], seed=seed, watermark=watermark)
+    model = shapes_net(head, class_names=data.class_names, seed=seed).to(memory_format=torch.channels_last)
+    images = torch.from_numpy(data.images).to(memory_format=torch.channels_last)
+    draws = torch.Generator().manual_seed(seed)
+    options = {
+        "epochs": TRAINING["epochs"],
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "generator": draws,
+        "progress": progress,
+    }
+    fit(model, images, torch.from_numpy(data.labels), **options)
+    model.spec = replace(model.spec, name=name)
+    return model.requires_grad_(False)
+
+
+def _of_photo(photo: Photo, name: str) -> Picture:
+    return Picture(name, photo.name, _digest_of((str(photo.path),)), (photo.target,), (str(photo.path),))
+
+
+def _mosaic(files: tuple[str, ...], model: nn.Module) -> Image.Image:
+    return mosaic(files, size=2 * spec_of(model).input_size)
+
+
+def _spread(items: list, count: int) -> list:
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _digest_of(files: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return digest.hexdigest()
