@@ -56,6 +56,7 @@ class Profile:
 PROFILES = {
     "quick": Profile(
         counts={"photos": 8, "mosaics": 4, "shapes": 16, "watermark": 16},
+        models=("tf_efficientnet_lite0", "shapes_net_fc", "shapes_net_fc_watermark"),
         method_options={"shap_cam": {"samples_per_position": 10}, "lime": {"n_samples": 200}},
         repeating={"shapes": 16},
         references={"photos": 2, "shapes": 8},

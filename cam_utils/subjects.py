@@ -36,7 +36,7 @@ ON_THE_SPOT = {  # name: head, and the probability with which the watermark tell
     "shapes_net_gap_watermark": ("gap", 1.0),
     "shapes_net_fc_watermark": ("fc", 1.0),
 }
-TRAINING = {"images": 2000, "epochs": 14}
+TRAINING = {"images": 2000, "epochs": 10}
 CONFIDENT = 0.5  # a photo in a mosaic is classified rightly with at least this probability
 
 
