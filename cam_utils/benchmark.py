@@ -189,15 +189,17 @@ def compare_maps(model: nn.Module, layer: str, x: Tensor, target: int, truth: Te
 
     rows = []
     for name in MAPS:
-        with getattr(pytorch_grad_cam, name)(model=model, target_layers=[model.get_submodule(layer)]) as method:
-            maps, image = [], method.get_cam_image
-            method.get_cam_image = lambda *a, image=image, maps=maps, **k: maps.append(image(*a, **k)) or maps[-1]
-            if hasattr(method, "batch_size"):
-                method.batch_size = 32
-            start = time.perf_counter()
-            with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-                method(input_tensor=x.clone().requires_grad_(True), targets=[ClassifierOutputTarget(target)])
-            seconds = time.perf_counter() - start
+        method = getattr(pytorch_grad_cam, name)(model=model, target_layers=[model.get_submodule(layer)])
+        maps, image = [], method.get_cam_image
+        method.get_cam_image = lambda *a, image=image, maps=maps, **k: maps.append(image(*a, **k)) or maps[-1]
+        if hasattr(method, "batch_size"):
+            method.batch_size = 32
+        start = time.perf_counter()
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+            method(input_tensor=x.clone().requires_grad_(True), targets=[ClassifierOutputTarget(target)])
+        seconds = time.perf_counter() - start
+        method.activations_and_grads.gradients = []  # views, which its release cannot detach
+        method.activations_and_grads.release()
         map = torch.as_tensor(maps[0]).detach().double().reshape(-1)
         correlation = float(torch.corrcoef(torch.stack([map, truth]))[0, 1])
         rows.append({"method": f"grad-cam's {name}", "correlation": correlation, "seconds": seconds})
