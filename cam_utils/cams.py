@@ -178,6 +178,15 @@ def check_input(x: Tensor, target: Tensor | int) -> Tensor:
     return target.long().expand(len(x))
 
 
+def check_baseline(baseline: Tensor, like: Tensor, what: str) -> Tensor:
+    """`baseline` as a tensor like `like`. Raises ValueError that names both shapes if it does not broadcast to it."""
+    try:
+        return baseline.to(like).expand_as(like)
+    except RuntimeError:
+        shapes = f"{tuple(baseline.shape)} does not broadcast to the {what} {tuple(like.shape)}"
+        raise ValueError(f"baseline {shapes}") from None
+
+
 def check_output(logits: Tensor, target: Tensor | None = None) -> Tensor:
     """`logits` itself. Raises ValueError if it is not a finite (N,K) or a target lies outside 0 … K-1."""
     if not isinstance(logits, Tensor) or logits.ndim != 2:

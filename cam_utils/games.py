@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from .cams import check_input, check_output
+from .cams import check_baseline, check_input, check_output
 from .layers import GRADIENT_COST, count, evaluating, feature_maps, resolve_layer, split
 from .pointwise import parts_of
 
@@ -188,11 +188,7 @@ def _tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _baseline(present: Tensor, baseline: str | Tensor) -> Tensor:
     if isinstance(baseline, Tensor):
-        try:
-            return baseline.to(present).expand_as(present)
-        except RuntimeError:
-            shape = tuple(present.shape)
-            raise ValueError(f"baseline {tuple(baseline.shape)} does not broadcast to the activation {shape}") from None
+        return check_baseline(baseline, present, "activation")
     if baseline not in ("mean", "zero"):
         raise ValueError(f'baseline must be "mean", "zero" or a tensor, not {baseline!r}')
     mean = present.mean((2, 3), keepdim=True)

@@ -7,7 +7,7 @@ import torch
 from skimage.segmentation import slic
 from torch import Tensor, nn
 
-from .cams import Layer, _chunks, check_input, check_output
+from .cams import Layer, _chunks, check_baseline, check_input, check_output
 from .games import PAYOFFS
 from .layers import count, evaluating
 from .models import ModelSpec, spec_of
@@ -133,11 +133,7 @@ def weighted_r2(payoffs: Tensor, predictions: Tensor, weights: Tensor) -> float:
 
 def _absent(model: nn.Module, image: Tensor, labels: Tensor, baseline: str | Tensor) -> Tensor:
     if isinstance(baseline, Tensor):
-        try:
-            return baseline.to(image).expand_as(image)
-        except RuntimeError:
-            found = tuple(baseline.shape)
-            raise ValueError(f"baseline {found} does not broadcast to the image {tuple(image.shape)}") from None
+        return check_baseline(baseline, image, "image")
     if baseline == "grey":
         spec = spec_of(model)
         return ((0.5 - image.new_tensor(spec.mean)) / image.new_tensor(spec.std))[:, None, None].expand_as(image)

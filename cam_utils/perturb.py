@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from .cams import _chunks, check_output
+from .cams import _chunks, check_baseline, check_output
 from .layers import count, evaluating
 from .models import spec_of
 
@@ -58,11 +58,7 @@ def replacement(model: nn.Module, x: Tensor, baseline: str | Tensor) -> Tensor:
     a Gaussian of 11×11 pixels and standard deviation 5 with mirrored borders; or a tensor that broadcasts to x.
     """
     if isinstance(baseline, Tensor):
-        try:
-            return baseline.to(x).expand_as(x)
-        except RuntimeError:
-            shapes = f"{tuple(baseline.shape)} does not broadcast to the images {tuple(x.shape)}"
-            raise ValueError(f"baseline {shapes}") from None
+        return check_baseline(baseline, x, "images")
     if baseline == "black":
         return black(model, x).expand_as(x)
     if baseline == "zero":

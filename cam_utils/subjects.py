@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .benchmark import DEVELOPMENT
-from .data import Photo, load_photos, make_shapes, mosaic, mosaic_masks
+from .data import Photo, image_files, load_photos, make_shapes, mosaic, mosaic_masks
 from .layers import evaluating
 from .models import IMAGENET_CLASSES, load_model, preprocess, spec_of
 from .shapes import CLASS_NAMES
@@ -97,17 +97,7 @@ def folder(path: str | Path, limit: int | None = None, seed: int = 0) -> list[Pi
     Raises ValueError for a folder without images.
     """
     path = Path(path).expanduser()
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a folder of images")
-    Image.init()
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = sorted(
-        (file.relative_to(path).as_posix(), file)
-        for file in path.rglob("*")
-        if file.suffix.lower() in endings and file.is_file() and not file.name.startswith(".")
-    )
-    if not found:
-        raise ValueError(f"no image in {path} or its subfolders; known endings: {' '.join(sorted(endings))}")
+    found = sorted((file.relative_to(path).as_posix(), file) for file in image_files(path))
     if limit is not None and limit < len(found):
         found = [found[i] for i in sorted(np.random.default_rng(seed).choice(len(found), limit, replace=False))]
     files = [(name, str(file.resolve())) for name, file in found]
