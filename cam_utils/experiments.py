@@ -44,29 +44,32 @@ class Profile:
     metrics: tuple[str, ...] = tuple(METRICS)
     method_options: dict[str, dict] = field(default_factory=dict)
     metric_options: dict[str, dict] = field(default_factory=dict)
-    repeating: dict[str, int] = field(
-        default_factory=dict
-    )  # set: on so many images SLOW methods meet REPEATING metrics
-    references: dict[str, int] = field(
-        default_factory=dict
-    )  # set: on so many, comparison with converged Shapley values
+    repeating: dict[str, int] = field(default_factory=dict)  # set: on so many images REPEATING metrics; else on all
+    slow_repeating: dict[str, int] = field(default_factory=dict)  # set: on so many, by SLOW methods too; else on none
+    references: dict[str, int] = field(default_factory=dict)  # set: on so many, comparison with converged values
     tolerance: float = 0.05  # relative error of those
 
 
 PROFILES = {
     "quick": Profile(
-        counts={"photos": 8, "mosaics": 4, "shapes": 16, "watermark": 16},
+        counts={"photos": 10, "mosaics": 4, "shapes": 12, "watermark": 16},
         models=("tf_efficientnet_lite0", "shapes_net_fc", "shapes_net_fc_watermark"),
-        method_options={"shap_cam": {"samples_per_position": 10}, "lime": {"n_samples": 200}},
-        repeating={"shapes": 16},
-        references={"photos": 2, "shapes": 8},
+        method_options={"shap_cam": {"samples_per_position": 10}, "lime": {"n_samples": 100}},
+        metric_options={
+            **dict.fromkeys(("insertion", "deletion"), {"steps": 10}),
+            **dict.fromkeys(("road_morf", "road_lerf"), {"fractions": (0.3, 0.7)}),
+            "sensitivity_max": {"n_perturbations": 5},
+        },
+        repeating={"photos": 4},
+        slow_repeating={"shapes": 6},
+        references={"photos": 4, "shapes": 6},
     ),
     "full": Profile(
         counts={"photos": 44, "development": 32, "mosaics": 32, "shapes": 100, "watermark": 100},
         models=("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2", *ON_THE_SPOT),
         layers=("bn2", "blocks.5", "blocks.4", "features"),
         method_options={"shap_cam": {"samples_per_position": 50}},
-        repeating={"photos": 8, "shapes": 100},
+        slow_repeating={"photos": 8, "shapes": 100},
         references={"photos": 16, "shapes": 32},
     ),
 }
@@ -161,7 +164,8 @@ def plan(
                 metrics = [m for m in profile.metrics if METRICS[m].needs in NEEDS[set]]
                 metrics = {m: profile.metric_options.get(m, {}) for m in metrics}
                 for index, picture in enumerate(items if metrics else ()):
-                    spared = () if index < profile.repeating.get(set, 0) else SLOW
+                    spared = () if index < profile.slow_repeating.get(set, 0) else SLOW
+                    spared = spared if index < profile.repeating.get(set, len(items)) else tuple(methods)
                     skip = tuple((m, r) for m in methods for r in REPEATING if m in spared and r in metrics)
                     compare = index < profile.references.get(set, 0) and any(
                         METRICS[m].needs == "shapley" for m in metrics

@@ -249,7 +249,9 @@ def test_wrong_requests_fail_before_anything_is_computed(tmp_path, choices, mess
 def test_profiles_name_what_exists():
     for profile in PROFILES.values():
         experiments._checked(profile, {}, None)
-        assert set(profile.counts) | set(profile.repeating) | set(profile.references) <= set(subjects.SETS)
+        assert set(profile.counts) | set(profile.repeating) | set(profile.slow_repeating) | set(
+            profile.references
+        ) <= set(subjects.SETS)
 
 
 # what goes wrong
