@@ -33,9 +33,9 @@ from .subjects import Picture, cells_of, load, pretrained
 COLUMNS = tuple("set model layer image target label score method metric value seconds evaluations".split())
 EVERY_METHOD = METHODS | BASELINES
 SHAPLEY = ("shap_cam", "owen_cam")  # whose maps are Shapley values of the layer's positions
-_REST = frozenset(
-    "__init__ __main__ cli engine experiments notebooks paths plotting reproduce".split()
-)  # compute no value
+_REST = frozenset(  # compute no value
+    "__init__ __main__ cli engine experiments networks notebooks paths plotting reproduce shell statistics".split()
+)
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow")
 _ONE_AT_A_TIME = threading.Lock()  # the hooks of two explanations must not meet in one network
 _networks: dict[str, nn.Module] = {}  # of this process, by fingerprint
