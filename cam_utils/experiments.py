@@ -52,7 +52,7 @@ class Profile:
 
 PROFILES = {
     "quick": Profile(
-        counts={"photos": 10, "mosaics": 4, "shapes": 12, "watermark": 16},
+        counts={"photos": 12, "mosaics": 4, "shapes": 12, "watermark": 16},
         models=("tf_efficientnet_lite0", "shapes_net_fc", "shapes_net_fc_watermark"),
         method_options={"shap_cam": {"samples_per_position": 10}, "lime": {"n_samples": 100}},
         metric_options={
