@@ -28,7 +28,7 @@ def figures(
             "other than the notebooks' own make a variant in build/variants/.",
         ),
     ] = None,
-    timeout: Annotated[int, typer.Option(min=1, help="Seconds that one cell may take.")] = 600,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds that one cell may take.")] = 1800,
     prune: Annotated[bool, typer.Option("--prune", help="Delete figures that no notebook makes any more.")] = False,
     write_back: Annotated[
         bool, typer.Option("--write-back", help="Put the fresh outputs into notebooks/, to be committed.")
