@@ -147,7 +147,8 @@ def experiments(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Images of each set.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Threads = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch; 1 gives the values that Dask's workers give.")] = 1,
+    progress: Annotated[bool | None, typer.Option("--progress/--no-progress", help="[default: on a terminal]")] = None,
     engine: Annotated[str, typer.Option(help="in-process, or dask: a local cluster.")] = "in-process",
     workers: Annotated[int | None, typer.Option(min=1, help="Of the local cluster. [default: one a core]")] = None,
     scheduler: Annotated[
@@ -164,7 +165,9 @@ def experiments(
     where = {"engine": engine, "workers": workers, "scheduler": scheduler, "threads": threads, "say": typer.echo}
     out = out or BUILD / "experiments" / profile
     try:
-        all_of.run(profile, out=out, seed=seed, data=data, sets=sets, limit=limit, **where, **choices)
+        all_of.run(
+            profile, out=out, seed=seed, data=data, sets=sets, limit=limit, progress=progress, **where, **choices
+        )
     except ExperimentError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

@@ -65,9 +65,9 @@ PROFILES = {
         references={"photos": 4, "shapes": 6},
     ),
     "full": Profile(
-        counts={"photos": 44, "development": 32, "mosaics": 32, "shapes": 100, "watermark": 100},
+        counts={"photos": 44, "mosaics": 16, "shapes": 100, "watermark": 100},
         models=("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2", *ON_THE_SPOT),
-        layers=("bn2", "blocks.5", "blocks.4", "features"),
+        layers=("blocks.5", "blocks.4", "features"),
         method_options={"shap_cam": {"samples_per_position": 50}},
         slow_repeating={"photos": 8, "shapes": 100},
         references={"photos": 16, "shapes": 32},

@@ -62,7 +62,7 @@ class Task:
         """The task with a key whose digest is of all that its rows depend on."""
         picture = [self.picture.set, self.picture.name, self.picture.digest, self.picture.labels]
         known = [*picture, self.model, self.weights, self.layer, self.methods, self.metrics, self.skip]
-        known += [self.tolerance, self.seed, environment()]
+        known += [self.tolerance, self.seed, self.threads, environment()]  # threads: the last digits
         digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]
         name = f"{self.picture.set} {self.picture.name}, {self.model} at {self.layer}"
         return Job(name, f"{digest}-{self.picture.set}", self)
