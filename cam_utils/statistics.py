@@ -19,15 +19,19 @@ def signed_rank(differences) -> tuple[float, float]:
     """Matched-pairs rank-biserial correlation (Kerby 2014) and two-sided p of Wilcoxon's signed-rank test (1945).
 
     differences (n,): paired, positive where the one is better; those that are 0 are left out. The correlation is
-    (W+ - W-) / (W+ + W-), from -1 to 1. Exact p without ties, at least 2^(1-n). (0, 1) where nothing differs.
+    (W+ - W-) / (W+ + W-), from -1 to 1. The p is exact without ties or
+    for n <= 13, and at least 2^(1-n), n counting those that differ. (0, 1) where nothing differs.
     """
     d = np.asarray(differences, float)
     d = d[d != 0]
     if not len(d):
         return 0.0, 1.0
     ranks = stats.rankdata(abs(d))
-    exact = len(np.unique(abs(d))) == len(d)
-    p = stats.wilcoxon(d, method="exact" if exact else "approx").pvalue
+    if len(np.unique(abs(d))) == len(d):
+        method = "exact"
+    else:  # ties: all 2^n signs where they can be gone through
+        method = stats.PermutationMethod(n_resamples=np.inf) if len(d) <= 13 else "approx"
+    p = stats.wilcoxon(d, method=method).pvalue
     return float((ranks[d > 0].sum() - ranks[d < 0].sum()) / ranks.sum()), float(p)
 
 

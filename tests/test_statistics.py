@@ -19,6 +19,7 @@ def test_signed_rank_by_hand():
     assert signed_rank([0, 0]) == (0, 1)
     effect, p = signed_rank([1, 1, -1, -1])  # ties
     assert effect == 0 and p == pytest.approx(1)
+    assert signed_rank([1, 1, *range(2, 12)]) == (1, pytest.approx(2**-11))  # ties, and all won: still exact
 
 
 def test_intervals_cover():
