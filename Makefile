@@ -27,7 +27,7 @@ test: setup ## lint, unit tests, and the committed outputs of the notebooks agai
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@echo "-- unit tests"
-	@$(PY) -m pytest -n auto --dist loadfile
+	@$(PY) -m pytest -n 2 --dist loadfile
 	@echo "-- notebooks"
 	@$(NBVAL)
 
