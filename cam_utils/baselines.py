@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cams import Layer, check_input
+from .cams import Layer, check_input, seeded
 from .layers import capture, count, evaluating, resolve_layer
 from .models import spec_of
-from .perturb import channels, seeded
+from .perturb import channels
 
 
 @torch.no_grad()

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import cams, shap_cam
-from .data import load_photos, make_shapes
+from .data import Photo, load_photos, make_shapes
 from .games import LayerGame
 from .layers import split
 from .models import preprocess
 from .owen import owen, owen_and_surrogate
 from .shapley import BudgetError, Estimate, kernel_shap, per_position, permutation
-from .training import fit, shapes_net
+from .training import shapes_classifier
 
 BUDGETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 PEER_BUDGETS = (512, 2048)
@@ -329,28 +329,19 @@ DEVELOPMENT = frozenset(  # photos that Owen-CAM's constants were chosen or firs
 )
 
 
+def fresh_photos(count: int, *, development: bool = False) -> list[Photo]:
+    """`count` photos that no choice of Owen-CAM was made on, spread over the alphabet; development: of the others."""
+    photos = [photo for photo in load_photos() if (photo.name in DEVELOPMENT) == development]
+    count = min(count, len(photos))
+    return [photos[i * len(photos) // count] for i in range(count)]
+
+
 def photos_for(model: nn.Module, count: int) -> dict[str, Tensor]:
-    """{name: x} of `count` photos that no choice of Owen-CAM was made on, spread over the alphabet."""
-    fresh = [photo for photo in load_photos() if photo.name not in DEVELOPMENT]
-    count = min(count, len(fresh))
-    return {
-        fresh[i * len(fresh) // count].name: preprocess(fresh[i * len(fresh) // count].image, model)
-        for i in range(count)
-    }
+    """{name: x} of `fresh_photos`."""
+    return {photo.name: preprocess(photo.image, model) for photo in fresh_photos(count)}
 
 
 def shapes_network(count: int, *, seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
     """A network with a VGG-like fully connected head, trained on the spot on shapes, and `count` fresh images for it."""
-    train, fresh = make_shapes(2000, seed=seed), make_shapes(count, seed=seed + 1)
-    model = shapes_net("fc", class_names=train.class_names, seed=seed)
-    fit(
-        model,
-        torch.from_numpy(train.images),
-        torch.from_numpy(train.labels),
-        epochs=14,
-        batch_size=32,
-        learning_rate=2e-3,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    model.requires_grad_(False)
+    model, fresh = shapes_classifier("fc", epochs=14, seed=seed), make_shapes(count, seed=seed + 1)
     return model, {f"shape_{i:02d}": torch.from_numpy(fresh.images[i : i + 1]) for i in range(count)}

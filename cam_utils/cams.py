@@ -107,7 +107,7 @@ def score_cam(
         maps = []
         for image, A, c in zip(x, captured.activation, target, strict=True):
             scores = [_logit(model, torch.zeros_like(image)[None], c)]
-            for channels in _chunks(A, batch_size, "Score-CAM", progress):
+            for channels in chunks(A, batch_size, "Score-CAM", progress):
                 masks = normalize(upsample(channels, image.shape[1:]))
                 scores.append(_logit(model, image * masks[:, None], c))
             scores = torch.cat(scores)
@@ -140,7 +140,7 @@ def ablation_cam(
             y = check_output(head(A), c[None])[0, c]
             count(1)
             scores = []
-            for channels in _chunks(torch.arange(A.shape[1], device=A.device), batch_size, "Ablation-CAM", progress):
+            for channels in chunks(torch.arange(A.shape[1], device=A.device), batch_size, "Ablation-CAM", progress):
                 ablated = A.repeat(len(channels), 1, 1, 1)  # (M,C,h,w)
                 ablated[torch.arange(len(channels)), channels] = 0
                 scores.append(_logit(head, ablated, c))
@@ -178,6 +178,11 @@ def check_input(x: Tensor, target: Tensor | int) -> Tensor:
     return target.long().expand(len(x))
 
 
+def seeded(generator: torch.Generator | None) -> torch.Generator:
+    """`generator` itself; None: a new one with seed 0, so that every image draws alike whatever its batch."""
+    return torch.Generator().manual_seed(0) if generator is None else generator
+
+
 def check_baseline(baseline: Tensor, like: Tensor, what: str) -> Tensor:
     """`baseline` as a tensor like `like`. Raises ValueError that names both shapes if it does not broadcast to it."""
     try:
@@ -211,7 +216,8 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
     return (a / b).where(b != 0, torch.zeros_like(a))
 
 
-def _chunks(items: Tensor, batch_size: int, name: str, progress: bool | None):
+def chunks(items: Tensor, batch_size: int, name: str, progress: bool | None):
+    """`items` in batches of `batch_size`, under a progress bar called `name` (None: on a terminal). ValueError below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     disable = None if progress is None else not progress

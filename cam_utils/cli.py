@@ -50,7 +50,7 @@ def explain(
     photos: Annotated[list[Path], typer.Argument(help="Image files of any kind, or folders of them.")],
     method: Annotated[list[str], typer.Option(help="A name that `methods` lists; repeatable, side by side.")] = (
         "owen_cam",
-    ),  # noqa: B006
+    ),
     model: Annotated[
         str, typer.Option(help="A name that `models` lists, timm:NAME, or module:function of your own code.")
     ] = "tf_efficientnet_lite0",

@@ -16,6 +16,7 @@ from .shapes import Shapes, make_shapes
 __all__ = [
     "Photo",
     "Shapes",
+    "image_files",
     "load_image",
     "load_photo",
     "load_photos",

@@ -136,9 +136,8 @@ def read_table(file: str | Path) -> pd.DataFrame:
     set, model, layer, image; target, label: the explained and the true class id (missing where unknown); score: the target's
     probability; method ("reference": converged Shapley values); metric, value; seconds, evaluations: of the method for one map.
     """
-    text = pd.read_csv(
-        file, dtype=str, keep_default_na=False
-    )  # an image may be called NA, and Python reads floats exactly
+    # as text first: an image may be called NA, and Python reads floats exactly
+    text = pd.read_csv(file, dtype=str, keep_default_na=False)
     text["label"] = text["label"].where(text["label"] != "").astype("Int64")
     return text.astype({"target": int, "score": float, "value": float, "seconds": float, "evaluations": float})
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import cams, lime, plotting, postprocess, shap_cam
 from .layers import counting, evaluating, resolve_layer
-from .models import class_names, preprocess, resolve_target, spec_of, view
+from .models import class_names, resolve_target, spec_of, tensor_of, view
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     "cam": cams.cam,
@@ -42,9 +42,7 @@ class Explanation:
     seconds: float
     image: Image.Image = field(repr=False)  # what the network saw
     top: tuple[tuple[str, float], ...] = field(repr=False)  # the five likeliest classes and their probabilities
-    standard_error: Tensor | None = field(
-        default=None, repr=False
-    )  # (h,w), of methods that state one for what was spent
+    standard_error: Tensor | None = field(default=None, repr=False)  # (h,w), of methods that state one
 
     @property
     def relative_error(self) -> float | None:
@@ -80,7 +78,7 @@ def explain(
     module = resolve_layer(model, layer)
     seen = view(image, model)
     parameter = next(model.parameters())
-    x = preprocess(image, model).to(parameter.device, parameter.dtype)
+    x = tensor_of(seen, model).to(parameter.device, parameter.dtype)
     with evaluating(model), torch.no_grad():
         probabilities = cams.check_output(model(x)).softmax(1)[0]
     target = int(probabilities.argmax()) if target is None else resolve_target(model, target)

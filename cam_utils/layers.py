@@ -89,6 +89,33 @@ def feature_maps(output: Tensor) -> Tensor:
     return output
 
 
+def last_feature_maps(model: nn.Module, x: Tensor) -> tuple[str, int]:
+    """The dotted name of the last module that puts out square maps (N,C,h,w) for a square x, and the number of classes.
+
+    In a vision transformer this is the embedding of its patches. Raises ValueError for a network without such a module.
+    Cost: 1 forward pass.
+    """
+    found, handles = [], []
+    for name, module in model.named_modules():
+
+        def hook(_module: nn.Module, _inputs: tuple, output: Tensor, name: str = name) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
+                found.append(name)
+
+        handles.append(module.register_forward_hook(hook))
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ValueError(f"{type(model).__name__} does not put out logits (N,K)")
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no layer with feature maps (N,C,h,w): a CAM cannot be drawn")
+    return found[-1], logits.shape[1]
+
+
 _SPLITS: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # model: {layer: (its parts, features, head)}
 
 

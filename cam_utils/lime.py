@@ -7,7 +7,7 @@ import torch
 from skimage.segmentation import slic
 from torch import Tensor, nn
 
-from .cams import Layer, _chunks, check_baseline, check_input, check_output
+from .cams import Layer, check_baseline, check_input, check_output, chunks, seeded
 from .games import PAYOFFS
 from .layers import count, evaluating
 from .models import ModelSpec, spec_of
@@ -68,12 +68,12 @@ def lime(
     maps, fits = [], []
     with evaluating(model):
         for image, labels, c in zip(x, segments, target, strict=True):
-            draws = torch.Generator().manual_seed(0) if generator is None else generator  # a batch is a loop
+            draws = seeded(generator)  # a batch is a loop
             size = (n_samples, int(labels.max()) + 1)
             masks = (torch.rand(size, generator=draws, device=draws.device) < 0.5).to(x.device)
             masks[0] = True
             absent, values = _absent(model, image, labels, baseline), []
-            for chunk in _chunks(masks, batch_size, "LIME", progress):
+            for chunk in chunks(masks, batch_size, "LIME", progress):
                 copies = torch.where(chunk[:, labels][:, None], image, absent)  # (B,3,H,W)
                 # channels last: CPUs convolve it faster
                 logits = check_output(model(copies.contiguous(memory_format=torch.channels_last)), c)

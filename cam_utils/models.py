@@ -210,7 +210,7 @@ def _check_sha256(file: Path, start: str) -> None:
 
 def spec_of(model: nn.Module) -> ModelSpec:
     """The model's `ModelSpec`. Raises ValueError that says how to give it one."""
-    spec = getattr(getattr(model, "module", model) if isinstance(model, nn.DataParallel) else model, "spec", None)
+    spec = getattr(model.module if isinstance(model, nn.DataParallel) else model, "spec", None)
     if not isinstance(spec, ModelSpec):
         raise ValueError(
             f"{type(model).__name__} does not say how its input is made: set model.spec = cam_utils.models.ModelSpec(...), "
@@ -230,8 +230,13 @@ def view(image, model: nn.Module) -> Image.Image:
 
 def preprocess(image, model: nn.Module) -> Tensor:
     """The network's input (1,3,H,W), float32, from an image (file, PIL image or array), by the model's own spec."""
+    return tensor_of(view(image, model), model)
+
+
+def tensor_of(seen: Image.Image, model: nn.Module) -> Tensor:
+    """The network's input (1,3,H,W), float32, from what `view` gives."""
     spec = spec_of(model)
-    return functional.normalize(functional.to_tensor(view(image, model)), spec.mean, spec.std)[None]
+    return functional.normalize(functional.to_tensor(seen), spec.mean, spec.std)[None]
 
 
 def class_names(model: nn.Module) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from unittest import mock
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.transforms import InterpolationMode
 
-from .layers import evaluating
+from .layers import last_feature_maps
 from .models import IMAGENET_CLASSES, REGISTRY, ModelSpec, load_model
 
 
@@ -59,32 +59,6 @@ def guess_spec(model: nn.Module, name: str) -> ModelSpec:
         class_names=names,
         source="user",
     )
-
-
-def last_feature_maps(model: nn.Module, x: Tensor) -> tuple[str, int]:
-    """The dotted name of the last module that puts out square maps (N,C,h,w) for a square x, and the number of classes.
-
-    In a vision transformer this is the embedding of its patches. Raises ValueError for a network without such a module.
-    Cost: 1 forward pass.
-    """
-    found, handles = [], []
-    for name, module in model.named_modules():
-        if name:
-            handles.append(module.register_forward_hook(lambda _m, _i, output, name=name: found.append((name, output))))
-    try:
-        with evaluating(model), torch.no_grad():
-            logits = model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ValueError(f"{type(model).__name__} does not put out logits (N,K)")
-    maps = [
-        name for name, out in found if isinstance(out, Tensor) and out.ndim == 4 and out.shape[2] == out.shape[3] > 1
-    ]
-    if not maps:
-        raise ValueError(f"{type(model).__name__} has no layer with feature maps (N,C,h,w): a CAM cannot be drawn")
-    return maps[-1], logits.shape[1]
 
 
 def _from_timm(name: str, weights: str | Path) -> nn.Module:

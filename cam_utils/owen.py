@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cams import seeded
 from .games import LayerGame
 from .layers import GRADIENT_COST
 from .shapley import MAX_EXACT, BudgetError, Estimate, exact, paired_design
@@ -45,7 +46,7 @@ def owen_and_surrogate(
 ) -> tuple[Estimate, "Surrogate"]:
     """As `owen`, together with the surrogate game, which costs no network to evaluate."""
     n = game.n_players
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = seeded(generator)
     nodes, pairs, paired = _plan(budget, n)
     q = torch.from_numpy(np.polynomial.legendre.leggauss(nodes)[0] + 1)[:, None] / 2
     faded = torch.cat([q.expand(nodes, n), _owen_coalitions(n, pairs, generator)])  # (G,n): where gradients are taken
@@ -174,8 +175,8 @@ class Surrogate:
         """
         n = self.b.shape[1]
         values, squares = torch.zeros(2, n, dtype=torch.float64)
-        for masks in _owen_coalitions(n, pairs, torch.Generator().manual_seed(0))[:pairs].split(256):
-            x = 2 * torch.stack([masks, 1 - masks]).view(-1, n) - 1
+        for masks in _owen_masks(n, pairs, torch.Generator().manual_seed(0)).split(256):
+            x = 2 * torch.cat([masks, ~masks]).double() - 1
             d = x.mean(1, keepdim=True)
             changed = d - 2 * x / n  # the size after player i has changed sides
             y0, y1 = (x @ self.b[0])[:, None], (x @ self.b[1])[:, None]
@@ -207,9 +208,10 @@ def residual_values(masks: Tensor, residual: Tensor, total: float, surrogate: Te
     noise = ((c**2 / k).sum(1) + target @ target - c @ c) / pairs
     likelihood = -0.5 * (pairs * noise.clamp(min=1e-300).log() + k.log().sum(1))
     each = (t * e / k * c) @ vt  # (65,n): the posterior mean for every t
-    mean = width * ((likelihood - 0.5 * t[:, 0].log()).softmax(0) @ each)
+    mean = (likelihood - 0.5 * t[:, 0].log()).softmax(0) @ each
     careful = (likelihood + 0.1 * t[:, 0].log()).softmax(0)
-    variance = careful @ (noise[:, None] * t * (1 - (1 - 1 / k) @ vt.square()) + (each - mean / width) ** 2)
+    variance = careful @ (noise[:, None] * t * (1 - (1 - 1 / k) @ vt.square()) + (each - mean) ** 2)
+    mean = width * mean
     return mean - mean.mean() + total / n, width * variance.clamp(min=0).sqrt()
 
 
@@ -227,10 +229,15 @@ def _ridge(design: Tensor, target: Tensor, weight: Tensor, penalty: Tensor | flo
 
 
 def _owen_coalitions(n: int, pairs: int, generator: torch.Generator) -> Tensor:
-    """Bernoulli(q) coalitions, q and every player's draw stratified over the pairs, then their complements: (2·pairs,n)."""
-    q, draws = (_strata(pairs, k, generator) for k in (1, n))
-    masks = draws < q
+    """`_owen_masks`, then their complements: (2·pairs,n)."""
+    masks = _owen_masks(n, pairs, generator)
     return torch.cat([masks, ~masks]).double()
+
+
+def _owen_masks(n: int, pairs: int, generator: torch.Generator) -> Tensor:
+    """Bernoulli(q) coalitions, q and every player's draw stratified over them: (pairs,n) bool."""
+    q, draws = (_strata(pairs, k, generator) for k in (1, n))
+    return draws < q
 
 
 def _paired_coalitions(n: int, pairs: int, generator: torch.Generator) -> Tensor:

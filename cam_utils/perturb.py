@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from .cams import _chunks, check_baseline, check_output
+from .cams import check_baseline, check_output, chunks
 from .layers import count, evaluating
 from .models import spec_of
 
@@ -91,7 +91,7 @@ def log_probabilities(
     """
     logs = []
     with evaluating(model):
-        for chunk in _chunks(torch.arange(len(target) * steps, device=target.device), batch_size, name, progress):
+        for chunk in chunks(torch.arange(len(target) * steps, device=target.device), batch_size, name, progress):
             image, step = chunk // steps, chunk % steps
             own = target[image]
             logits = check_output(model(perturb(image, step)), own).double()
@@ -105,8 +105,3 @@ def log_probabilities(
 def ranks(heat: Tensor) -> Tensor:
     """(N,HW) int64: 0 for the hottest pixel. Ties go in reading order, from the top left."""
     return heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-
-
-def seeded(generator: torch.Generator | None) -> torch.Generator:
-    """`generator` itself; None: a new one with seed 0, so that each image draws alike whatever its batch."""
-    return torch.Generator().manual_seed(0) if generator is None else generator

@@ -138,3 +138,17 @@ def overlay(image: Image.Image, heat: Tensor, *, alpha: float = 0.5) -> Image.Im
     colours = matplotlib.colormaps[SEQUENTIAL](heat.detach().cpu().numpy())[..., :3]
     mixed = (1 - alpha) * np.asarray(image.convert("RGB")) / 255 + alpha * colours
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
+
+
+def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, side: str = "right", colours=None) -> None:
+    """A small label beside each point {name: (x, y)}, moved up where it would cover another; limits and scales must be set."""
+    taken, sign = [], 1 if side == "right" else -1
+    for name, place in sorted(points.items(), key=lambda item: tuple(item[1][::-1])):
+        x, y = ax.transData.transform(place)  # pixels
+        while any(abs(x - a) < 75 and abs(y - b) < 10 for a, b in taken):
+            y += 1
+        taken.append((x, y))
+        at = ax.transData.inverted().transform((x + 6 * sign, y))
+        style = {"fontsize": 6, "va": "center", "ha": "left" if sign > 0 else "right"}
+        style["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 2}
+        ax.annotate(name, place, xytext=at, color=(colours or {}).get(name, "0.1"), **style)

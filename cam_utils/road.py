@@ -13,9 +13,9 @@ from scipy.sparse import csc_array
 from scipy.sparse.linalg import splu
 from torch import Tensor, nn
 
-from .cams import check_input
+from .cams import check_input, seeded
 from .models import spec_of
-from .perturb import BATCH_SIZE, channels, check_heat, log_probabilities, ranks, seeded
+from .perturb import BATCH_SIZE, channels, check_heat, log_probabilities, ranks
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the pixels removed
 NEIGHBOURS = {  # (down, right): weight; the eight of them sum to 1

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .cams import Layer, check_input
+from .cams import Layer, check_input, seeded
 from .layers import resolve_layer
 from .models import spec_of
-from .perturb import BATCH_SIZE, channels, mask_image, seeded
+from .perturb import BATCH_SIZE, channels, mask_image
 from .postprocess import heatmap
 
 Method = Callable[[nn.Module, Layer | None, Tensor, Tensor], Tensor]

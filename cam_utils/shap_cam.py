@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .additive import additive_values
-from .cams import check_input
+from .cams import check_input, seeded
 from .games import LayerGame
 from .owen import DEFAULT_BUDGET, owen
 from .shapley import Estimate, per_position
@@ -74,7 +74,6 @@ def _maps(new_game, estimate, x, target, generator, return_estimate):
     maps, estimates = [], []
     for image, c in zip(x, target, strict=True):
         game = new_game(image[None], c)
-        draws = torch.Generator().manual_seed(0) if generator is None else generator  # a batch is a loop
-        estimates.append(estimate(game, draws))
+        estimates.append(estimate(game, seeded(generator)))  # a batch is a loop
         maps.append(estimates[-1].values.to(game.device, game.dtype).view(game.shape))
     return (torch.stack(maps), estimates) if return_estimate else torch.stack(maps)

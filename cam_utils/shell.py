@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .data import image_files
+from .data import image_files, load_image
 from .explanation import Explanation, check_options, explain
 from .networks import open_model
 from .notebooks import parse_parameters
@@ -41,13 +41,14 @@ def explain_files(
     several = len(files) > 1
     format = _format(out, format, several)
     use_style()
-    targets = _targets(files, photos, methods, out, format, several)
+    targets = _targets(files, methods, out, format, several)
     network = open_model(model, weights).to(_device(device))
     failed, sheet = {}, []
     for file, to in zip(tqdm(files, "photos", disable=None if several else True), targets, strict=True):
         try:
+            image = load_image(file)  # once, whatever the number of methods
             found = [
-                explain(network, file, target, m, layer, **{k: v for k, v in values.items() if k in names})
+                explain(network, image, target, m, layer, **{k: v for k, v in values.items() if k in names})
                 for m, names in known.items()
             ]
         except (ValueError, OSError) as error:
@@ -74,10 +75,10 @@ def _format(out: Path | None, format: str | None, several: bool) -> str:
     return format
 
 
-def _targets(files, photos, methods, out: Path | None, format: str, several: bool) -> list[Path]:
+def _targets(files, methods, out: Path | None, format: str, several: bool) -> list[Path]:
     """A file for each photo, none of which is a photo itself or meets another."""
     if not several:
-        targets = [(out or Path(f"{files[0].stem}_{'_'.join(methods)}")).with_suffix(f".{format}")]
+        targets = [out.with_suffix(f".{format}") if out else Path(f"{files[0].stem}_{'_'.join(methods)}.{format}")]
     else:
         folder = out or Path("explanations")
         if folder.exists() and not folder.is_dir():

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .benchmark import DEVELOPMENT
+from .benchmark import DEVELOPMENT, fresh_photos
 from .data import Photo, image_files, load_photos, make_shapes, mosaic, mosaic_masks
 from .layers import evaluating
 from .models import IMAGENET_CLASSES, load_model, preprocess, spec_of
 from .shapes import CLASS_NAMES
-from .training import fit, shapes_net
+from .training import shapes_classifier
 
 SETS = {
     "photos": "photos of data/photos that no constant of Owen-CAM was chosen on",
@@ -85,8 +85,8 @@ def pictures_for(model: nn.Module, sets: Iterable[str], counts: dict[str, int], 
         elif name in ("shapes", "watermark"):
             made[name] = shapes(count, seed, marked=name == "watermark")
         else:
-            photos = [p for p in load_photos() if (p.name in DEVELOPMENT) == (name == "development")]
-            made[name] = [_of_photo(photo, name) for photo in _spread(photos, count)]
+            photos = fresh_photos(count, development=name == "development")
+            made[name] = [_of_photo(photo, name) for photo in photos]
     return made
 
 
@@ -167,20 +167,10 @@ def pretrained(name: str) -> nn.Module:
 def train(name: str, seed: int = 0, progress: bool | None = None) -> nn.Module:
     """A network of ON_THE_SPOT, trained on shapes with the watermark as a shortcut to class 0 or without, in seconds."""
     head, watermark = ON_THE_SPOT[name]
-    data = make_shapes(TRAINING["images"], seed=seed, watermark=watermark)
-    model = shapes_net(head, class_names=data.class_names, seed=seed).to(memory_format=torch.channels_last)
-    images = torch.from_numpy(data.images).to(memory_format=torch.channels_last)
-    draws = torch.Generator().manual_seed(seed)
-    options = {
-        "epochs": TRAINING["epochs"],
-        "batch_size": 32,
-        "learning_rate": 2e-3,
-        "generator": draws,
-        "progress": progress,
-    }
-    fit(model, images, torch.from_numpy(data.labels), **options)
+    options = TRAINING | {"watermark": watermark, "seed": seed, "progress": progress}
+    model = shapes_classifier(head, memory_format=torch.channels_last, **options)
     model.spec = replace(model.spec, name=name)
-    return model.requires_grad_(False)
+    return model
 
 
 def _of_photo(photo: Photo, name: str) -> Picture:
@@ -189,11 +179,6 @@ def _of_photo(photo: Photo, name: str) -> Picture:
 
 def _mosaic(files: tuple[str, ...], model: nn.Module) -> Image.Image:
     return mosaic(files, size=2 * spec_of(model).input_size)
-
-
-def _spread(items: list, count: int) -> list:
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _digest_of(files: tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
 from .models import ModelSpec
+from .shapes import make_shapes
 
 
 def shapes_net(head: str = "gap", *, class_names: tuple[str, ...], seed: int = 0) -> nn.Sequential:
@@ -54,6 +55,26 @@ def classifier(head: str, channels: int, classes: int) -> nn.Sequential:
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
     hidden = nn.Linear(channels * 64, 256)
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, classes))
+
+
+def shapes_classifier(
+    head: str,
+    *,
+    images: int = 2000,
+    epochs: int,
+    watermark: float | None = None,
+    seed: int = 0,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    progress: bool | None = None,
+) -> nn.Sequential:
+    """A `shapes_net` trained on `images` shapes of `seed`, its parameters frozen. watermark: see `shapes.make_shapes`."""
+    data = make_shapes(images, seed=seed, watermark=watermark)
+    model = shapes_net(head, class_names=data.class_names, seed=seed).to(memory_format=memory_format)
+    inputs = torch.from_numpy(data.images).to(memory_format=memory_format)
+    draws = torch.Generator().manual_seed(seed)
+    options = {"epochs": epochs, "batch_size": 32, "learning_rate": 2e-3, "generator": draws, "progress": progress}
+    fit(model, inputs, torch.from_numpy(data.labels), **options)
+    return model.requires_grad_(False)
 
 
 def fit(

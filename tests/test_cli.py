@@ -133,3 +133,10 @@ def test_any_network_of_timm_and_its_missing_weights(monkeypatch, capsys, tmp_pa
         assert code == 0 and f"at {layer}:" in output
     code, _, errors = run(monkeypatch, capsys, "explain", photo, "--model", "timm:resnet10t")
     assert code == 2 and "not in timm's cache" in errors
+
+
+def test_a_dot_in_the_photos_name_stays(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(load_photo("dog").path, "my.dog.jpg")
+    code, output, _ = run(monkeypatch, capsys, "explain", "my.dog.jpg", "--method", "grad_cam")
+    assert code == 0 and Path("my.dog_grad_cam.png").exists() and "my.dog_grad_cam.png" in output

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cam_utils.plotting import new_figure, overlay, plot_maps, save_figure, show_map, use_style
+from cam_utils.plotting import label_points, new_figure, overlay, plot_maps, save_figure, show_map, use_style
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 MAP = torch.tensor([[-1.0, 0.0], [0.5, 2.0]])
@@ -52,3 +52,14 @@ def test_overlay_mixes():
 
 def test_a_notebook_shows_the_picture():
     assert plot_maps(IMAGE, {"one": MAP})._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_labels_of_points_do_not_cover_each_other(side):
+    figure = new_figure(1, 1, height=3)
+    (ax,) = figure.axes
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    label_points(ax, {name: (0.5, 0.5 + 0.001 * k) for k, name in enumerate("abcdef")}, side=side)
+    heights = sorted(ax.transData.transform(text.xyann)[1] for text in ax.texts)
+    assert len(heights) == 6 and min(np.diff(heights)) >= 9.9
+    assert all((text.xyann[0] > 0.5) == (side == "right") for text in ax.texts)
