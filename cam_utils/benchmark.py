@@ -5,9 +5,7 @@ converged reference. Costs are in evaluations of the head, a gradient counting `
 tidy tables, one row per photo, layer, estimator and budget; the packages play on the first few photos only.
 """
 
-import contextlib
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +23,7 @@ from .games import LayerGame
 from .layers import split
 from .models import preprocess
 from .owen import owen, owen_and_surrogate
+from .packages import grad_cam_package
 from .shapley import BudgetError, Estimate, kernel_shap, per_position, permutation
 from .training import shapes_classifier
 
@@ -184,23 +183,11 @@ def compare_maps(model: nn.Module, layer: str, x: Tensor, target: int, truth: Te
 
     Such a map has another unit, so that there is no error; its cost is in seconds alone.
     """
-    import pytorch_grad_cam
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
     rows = []
     for name in MAPS:
-        method = getattr(pytorch_grad_cam, name)(model=model, target_layers=[model.get_submodule(layer)])
-        maps, image = [], method.get_cam_image
-        method.get_cam_image = lambda *a, image=image, maps=maps, **k: maps.append(image(*a, **k)) or maps[-1]
-        if hasattr(method, "batch_size"):
-            method.batch_size = 32
         start = time.perf_counter()
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-            method(input_tensor=x.clone().requires_grad_(True), targets=[ClassifierOutputTarget(target)])
+        map = grad_cam_package(name, model, layer, x, target).double().flatten()
         seconds = time.perf_counter() - start
-        method.activations_and_grads.gradients = []  # views, which its release cannot detach
-        method.activations_and_grads.release()
-        map = torch.as_tensor(maps[0]).detach().double().reshape(-1)
         correlation = float(torch.corrcoef(torch.stack([map, truth]))[0, 1])
         rows.append({"method": f"grad-cam's {name}", "correlation": correlation, "seconds": seconds})
     return rows

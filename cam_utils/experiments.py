@@ -5,6 +5,7 @@ are missing. The values depend on the seed and the options alone: not on order, 
 """
 
 import difflib
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,8 @@ def run(
 ) -> pd.DataFrame:
     """Measure what is not yet in OUT/shards, write OUT/experiments.csv and return it (`read_table`).
 
+    Networks that are trained for it are kept in OUT/networks.
+
     profile: a key of PROFILES or a Profile; choices: other values of its fields, such as models, layers, methods, metrics; None
     changes nothing. data: a folder of images to measure instead of the built-in sets, see `subjects.folder`. sets: some of SETS.
     limit: of the images of each set. threads: torch's in this process; a Dask worker has one. engine, workers, scheduler,
@@ -109,7 +112,8 @@ def run(
     with alone(out):
         try:
             torch.set_num_threads(1)  # the networks' weights must not depend on the number of threads
-            models = networks(profile.models, sets, seed, progress)
+            made_by = hashlib.sha256(json.dumps(environment()).encode()).hexdigest()[:16]
+            models = networks(profile.models, sets, seed, progress, kept=out / "networks" / made_by)
             given = {} if data is None else {"data": folder(data, limit, seed)}
             tasks = plan(profile, models, sets, given, limit, seed, 1 if remote else threads)
             jobs = [task.job for task in tasks]

@@ -33,8 +33,9 @@ from .subjects import Picture, cells_of, load, pretrained
 COLUMNS = tuple("set model layer image target label score method metric value seconds evaluations".split())
 EVERY_METHOD = METHODS | BASELINES
 SHAPLEY = ("shap_cam", "owen_cam")  # whose maps are Shapley values of the layer's positions
-_REST = frozenset(  # compute no value
-    "__init__ __main__ cli engine experiments networks notebooks paths plotting reproduce shell statistics".split()
+_REST = frozenset(  # compute no value of the table
+    "__init__ __main__ cli engine experiments explorer language networks notebooks packages paths plotting reproduce "
+    "shell statistics tokens".split()
 )
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow")
 _ONE_AT_A_TIME = threading.Lock()  # the hooks of two explanations must not meet in one network

@@ -19,7 +19,12 @@ def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 
 def normalize(maps: Tensor) -> Tensor:
-    """Min-max, each map by itself, to [0,1]; a map that is constant up to rounding becomes zeros. (N,h,w) -> (N,h,w)."""
+    """Min-max, each map by itself, to [0,1]; a map that is constant up to rounding becomes zeros. (N,h,w) -> (N,h,w).
+
+    Raises ValueError for NaN and infinite values.
+    """
+    if not maps.isfinite().all():
+        raise ValueError("a map with NaN or infinite values cannot be shown: look at the network's input and weights")
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     varies = high - low > 8 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
     return ((maps - low) / (high - low)).where(varies, 0).clamp(0, 1)

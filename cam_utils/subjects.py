@@ -1,6 +1,7 @@
 """What the experiments are made on: images, each with what is known of its right explanation, and networks."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .benchmark import DEVELOPMENT, fresh_photos
+from .benchmark import DEVELOPMENT, fingerprint, fresh_photos
 from .data import Photo, image_files, load_photos, make_shapes, mosaic, mosaic_masks
 from .layers import evaluating
 from .models import IMAGENET_CLASSES, load_model, preprocess, spec_of
 from .shapes import CLASS_NAMES
-from .training import shapes_classifier
+from .training import shapes_classifier, shapes_net
 
 SETS = {
     "photos": "photos of data/photos that no constant of Owen-CAM was chosen on",
@@ -145,8 +146,10 @@ def shapes(count: int, seed: int, *, marked: bool) -> list[Picture]:
     return made
 
 
-def networks(models: Iterable[str | nn.Module], sets: Iterable[str], seed: int, progress: bool | None) -> dict:
-    """{name: network} for the names and networks of `models` that one of the sets is for; some are trained here."""
+def networks(
+    models: Iterable[str | nn.Module], sets: Iterable[str], seed: int, progress: bool | None, kept: Path | None = None
+) -> dict:
+    """{name: network} for the names and networks of `models` that one of the sets is for; some are trained here (`train`)."""
     wanted, found = [CLASSES[name] for name in sets], {}
     for model in models:
         name = spec_of(model).name if isinstance(model, nn.Module) else model
@@ -155,7 +158,7 @@ def networks(models: Iterable[str | nn.Module], sets: Iterable[str], seed: int, 
         if isinstance(model, nn.Module):
             found[name] = model
         elif None in wanted or (CLASS_NAMES if name in ON_THE_SPOT else IMAGENET_CLASSES) in wanted:
-            found[name] = train(name, seed, progress) if name in ON_THE_SPOT else pretrained(name)
+            found[name] = train(name, seed, progress, kept) if name in ON_THE_SPOT else pretrained(name)
     return found
 
 
@@ -164,13 +167,35 @@ def pretrained(name: str) -> nn.Module:
     return load_model(name).to(memory_format=torch.channels_last)
 
 
-def train(name: str, seed: int = 0, progress: bool | None = None) -> nn.Module:
-    """A network of ON_THE_SPOT, trained on shapes with the watermark as a shortcut to class 0 or without, in seconds."""
+def train(name: str, seed: int = 0, progress: bool | None = None, kept: Path | None = None) -> nn.Module:
+    """A network of ON_THE_SPOT, trained on shapes with the watermark as a shortcut to class 0 or without, in a minute.
+
+    kept: a folder of networks that the same code trained; it is taken from there, or put there.
+    """
     head, watermark = ON_THE_SPOT[name]
-    options = TRAINING | {"watermark": watermark, "seed": seed, "progress": progress}
-    model = shapes_classifier(head, memory_format=torch.channels_last, **options)
+    file = kept and kept / f"{name}-{seed}.pt"
+    model = _kept(file, head) if file else None
+    if model is None:
+        options = TRAINING | {"watermark": watermark, "seed": seed, "progress": progress}
+        model = shapes_classifier(head, memory_format=torch.channels_last, **options)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"state": model.state_dict(), "fingerprint": fingerprint(model)}, file.with_suffix(".tmp"))
+            os.replace(file.with_suffix(".tmp"), file)
     model.spec = replace(model.spec, name=name)
     return model
+
+
+def _kept(file: Path, head: str) -> nn.Module | None:
+    """The network in a file, or None where there is none that is whole."""
+    model = shapes_net(head, class_names=CLASS_NAMES).to(memory_format=torch.channels_last)
+    try:
+        saved = torch.load(file, weights_only=True)
+        model.load_state_dict(saved["state"], strict=True)
+        whole = fingerprint(model) == saved["fingerprint"]
+    except Exception:  # missing, cut off, or something else altogether
+        return None
+    return model.eval().requires_grad_(False) if whole else None
 
 
 def _of_photo(photo: Photo, name: str) -> Picture:

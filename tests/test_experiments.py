@@ -197,6 +197,20 @@ def test_networks_trained_on_the_spot(monkeypatch):
     assert set(subjects.networks(subjects.ON_THE_SPOT, ["mosaics"], 0, False)) == set()
 
 
+def test_a_trained_network_is_kept_and_a_broken_file_is_not_taken_for_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(subjects, "TRAINING", {"images": 40, "epochs": 1})
+    first = subjects.train("shapes_net_fc", 0, False, tmp_path / "kept")
+    (file,) = (tmp_path / "kept").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1000])
+    assert fingerprint(subjects.train("shapes_net_fc", 0, False, tmp_path / "kept")) == fingerprint(first)
+    monkeypatch.setattr(subjects, "shapes_classifier", None)  # would fail
+    again = subjects.train("shapes_net_fc", 0, False, tmp_path / "kept")
+    assert fingerprint(again) == fingerprint(first) and again.spec == first.spec and not again.training
+    with pytest.raises(TypeError):
+        subjects.train("shapes_net_fc", 1, False, tmp_path / "kept")  # another seed is another network
+
+
 def test_cam_is_left_out_where_it_is_not_defined(tmp_path):
     choices = {"methods": ("cam", "grad_cam"), "metrics": ("complexity",)}
     for head, methods in (("fc", {"grad_cam"}), ("gap", {"cam", "grad_cam"})):

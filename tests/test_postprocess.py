@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from cam_utils.postprocess import heatmap, normalize, rectify, upsample
@@ -20,3 +21,11 @@ def test_upsampling_is_bilinear_and_takes_both_kinds_of_size():
     maps = torch.tensor([[[0.0, 1.0]]])
     assert upsample(maps, 4).shape == (1, 4, 4) and upsample(maps, (2, 6)).shape == (1, 2, 6)
     torch.testing.assert_close(upsample(maps, (1, 4))[0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
+
+
+def test_a_map_that_is_not_finite_is_refused_not_shown_as_blank():
+    for value in (float("nan"), float("inf")):
+        maps = torch.ones(1, 2, 2)
+        maps[0, 0, 0] = value
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            heatmap(maps, 4)
