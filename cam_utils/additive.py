@@ -39,10 +39,10 @@ def softmax_additive_shapley(z0: Tensor, delta: Tensor, target: int, payoff: str
     complements, exact for interactions of up to four players; the integral is Boole's rule. For "probability", both are
     taken of the difference to sigmoid(l(q) + slope(q) . (x - q)), l the log-odds, whose own integral is `_logistic`.
     """
-    n, e = len(delta), delta - delta[:, target : target + 1]
-    y0, total = z0 - z0[target], e.sum(0)
-    x, weight, node, q = _design(n)
+    x, weight, node, q, gauss = _design(len(delta))
+    e = delta - delta[:, target : target + 1]
     x, weight, q = x.to(e), weight.to(e), q.to(e)
+    y0, total = z0 - z0[target], e.sum(0)
     present = x > 0
     p, others = _softmax(torch.addmm(y0, x, e), target)
     gain = torch.where(present, others @ torch.expm1(-e).T, others @ torch.expm1(e).T)
@@ -60,7 +60,7 @@ def softmax_additive_shapley(z0: Tensor, delta: Tensor, target: int, payoff: str
     absent = (centre[node] + (x * slope[node]).sum(1))[:, None] - x * slope[node]
     # minus the difference of two sigmoids, written without cancellation
     change += (absent + slope[node]).sigmoid() * (-absent).sigmoid() * torch.expm1(-slope[node])
-    return (weight @ change).double() + _logistic(centre[5:], slope[5:], q[5:])
+    return (weight @ change).double() + _logistic(centre[5:], slope[5:], q[5:], gauss)
 
 
 def _softmax(z: Tensor, target: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def _softmax(z: Tensor, target: int) -> tuple[Tensor, Tensor]:
     return own, p
 
 
-def _logistic(centre: Tensor, slope: Tensor, q: Tensor) -> Tensor:
+def _logistic(centre: Tensor, slope: Tensor, q: Tensor, weight: np.ndarray) -> Tensor:
     """Owen's integral of sigmoid(centre(q) + slope(q) . x): sigmoid(t) = 1/2 + integral of sin(wt) / sinh(pi w) dw."""
     centre, slope, q = centre.double().numpy(), slope.double().numpy(), q.double().numpy()
     reach = np.abs(centre + q * slope.sum(1)).max() + 3 * np.sqrt((slope**2).sum(1)).max()
@@ -80,12 +80,12 @@ def _logistic(centre: Tensor, slope: Tensor, q: Tensor) -> Tensor:
     factor = 1 + q[:, None] * (turn - 1)
     whole = np.exp(1j * w[:, None] * centre) * factor.prod(2)
     g = ((turn - 1) * whole[:, :, None] / factor).imag * (step / np.sinh(math.pi * w))[:, None, None]
-    return torch.from_numpy(np.einsum("wqn,q->n", g, np.polynomial.legendre.leggauss(len(q))[1] / 2))
+    return torch.from_numpy(np.einsum("wqn,q->n", g, weight))
 
 
 @lru_cache(maxsize=16)
-def _design(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Coalitions x (M,n), their weights and nodes, the q of the 5 nodes and then of the Gauss-Legendre rule."""
+def _design(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
+    """Coalitions x (M,n), their weights and nodes, the q of the 5 nodes and then of the Gauss-Legendre rule, its weights."""
     m1, m2 = (next(m for m in _TAPS if m % k == 0 and (2**m - 1) // (2**k - 1) >= n) for k in (1, 2))
     third = (2**m2 - 1) // 3
     columns = torch.arange(n)
@@ -95,8 +95,9 @@ def _design(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = torch.tensor([len(s) for s in sets])
     node = torch.arange(5).repeat_interleave(size)
     weight = torch.tensor([7, 32, 12, 32, 7]) / 90 / size
-    gauss = torch.from_numpy((np.polynomial.legendre.leggauss(_NODES)[0] + 1) / 2)
-    return torch.cat(sets), weight[node], node, torch.cat([torch.arange(5) / 4, gauss])
+    points, weights = np.polynomial.legendre.leggauss(_NODES)
+    q = torch.cat([torch.arange(5) / 4, torch.from_numpy((points + 1) / 2)])
+    return torch.cat(sets), weight[node], node, q, weights / 2
 
 
 def _windows(m: int, columns: Tensor) -> Tensor:

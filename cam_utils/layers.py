@@ -33,7 +33,7 @@ def resolve_layer(model: nn.Module, layer: nn.Module | str) -> nn.Module:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout, fixed batch norm) inside the block; every module's own mode is restored after it."""
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in _modules(model) if module.training]
     try:
         if training:  # else there is nothing to do, and eval() takes milliseconds in a large network
             model.eval()
@@ -41,6 +41,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """All modules, shared ones as often as they occur: `model.modules()` without its milliseconds in a large network."""
+    found = [model]
+    for module in found:  # which grows
+        found += [child for child in module._modules.values() if child is not None]
+    return found
 
 
 class Captured:
@@ -128,7 +136,9 @@ def split(model: nn.Module, layer: nn.Module | str) -> tuple[Callable, Callable]
     layer's output. Cuts are remembered for as long as the model lives and keeps its modules, parameters and buffers.
     """
     layer = resolve_layer(model, layer)
-    made_of = (*list(model.modules())[1:], *model.parameters(), *model.buffers())
+    modules = _modules(model)
+    own = [value for m in modules for value in (*m._parameters.values(), *m._buffers.values()) if value is not None]
+    made_of = (*modules[1:], *own)
     known = _SPLITS.setdefault(model, {})
     if layer not in known or not _same(known[layer][0], made_of):  # a classifier may have been replaced since
         with evaluating(model):
