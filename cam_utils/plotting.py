@@ -7,6 +7,7 @@ colour-vision deficiencies, and the sequential one reads in grey as well.
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import postprocess
+from .language import Catalogue, alternative_texts, load_catalogue, translated
 from .paths import figures_folder
 
 SEQUENTIAL, DIVERGING = "inferno", "RdBu_r"
@@ -25,16 +27,26 @@ WIDTH = 7.0  # inches: the text width of the thesis
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure outside pyplot: a notebook shows it once, where it is returned."""
+    """A figure outside pyplot: a notebook shows it once, where it is returned, with its alternative text."""
 
-    def _repr_png_(self) -> bytes:
+    catalogue: Catalogue | None = None  # of the labels' language: `use_style` sets it for all figures
+    alt = ""  # what the figure shows: `save_figure` looks it up
+
+    def __repr__(self) -> str:
+        """The alternative text, or else the titles of the axes."""
+        titles = (" ".join(ax.get_title().split()) for ax in self.axes)
+        return self.alt or "Figure: " + "; ".join(filter(None, titles))
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-        return buffer.getvalue()
+        with translated(self, self.catalogue):
+            self.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        return buffer.getvalue(), {"alt": repr(self)}
 
 
-def use_style() -> None:
-    """The look of every figure of the compendium."""
+def use_style(lang: str = "en") -> None:
+    """The look of every figure of the compendium, and the language of its labels; ValueError for one without a catalogue."""
+    Figure.catalogue = load_catalogue(lang)
     sns.set_theme(context="paper", style="ticks", palette="colorblind")
     matplotlib.rcParams.update({"pdf.fonttype": 42, "image.interpolation": "nearest", "axes.titlesize": 9})
 
@@ -48,13 +60,21 @@ def new_figure(rows: int = 1, columns: int = 1, *, width: float = WIDTH, height:
 
 
 def save_figure(figure: Figure, name: str) -> Figure:
-    """Write `name`.png and `name`.pdf, the same bytes for the same figure; returns the figure, so that it can end a cell."""
+    """Write `name`.png and `name`.pdf, the same bytes for the same figure; returns the figure, so that it can end a cell.
+
+    Both carry the figure's alternative text from notebooks/figures.yml. Warns of labels that have no translation.
+    """
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
         raise ValueError(f'a figure is named like "04_layers": two digits of its notebook, then a slug; not {name!r}')
     folder = figures_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
-    figure.savefig(folder / f"{name}.pdf", dpi=160, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    figure.alt = alternative_texts().get(name, "")
+    about = {"Subject": repr(figure), "CreationDate": None, "Creator": None, "Producer": None}
+    with translated(figure, figure.catalogue) as missing:
+        figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Description": repr(figure), "Software": None})
+        figure.savefig(folder / f"{name}.pdf", dpi=160, metadata=about)
+    if missing:
+        warnings.warn(f"{name}: no translation of {', '.join(map(repr, sorted(missing)))}", stacklevel=2)
     return figure
 
 

@@ -1,0 +1,114 @@
+"""The labels of the figures in another language, and what a figure shows in a sentence.
+
+Notebooks label their figures in English. `notebooks/labels_vi.yml` has the same in Vietnamese, and so `labels_XX.yml` for any other
+language: `labels`, English to translated, with `{}` where numbers or names come in, and `keep`, regular expressions of
+what needs no translation. `notebooks/figures.yml` has the alternative text of every figure.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from unittest import mock
+
+import yaml
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from . import paths
+from .data import load_photos
+from .models import IMAGENET_CLASSES
+
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_MATHS = re.compile(r"\$[^$]*\$")
+_RESULT = re.compile(r",? (p = )?[\d.]+%?$")  # behind the name of a class
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Labels in one language: exact ones, templates as (pattern, translation), patterns of what is kept."""
+
+    exact: dict[str, str]
+    templates: tuple[tuple[re.Pattern, str], ...]
+    keep: re.Pattern
+
+    def translate(self, text: str) -> str:
+        """The text in the catalogue's language; what it has no words for stays, line by line. A gap `{}` is translated too."""
+        if text in self.exact:
+            return self.exact[text]
+        for pattern, translation in self.templates:
+            if found := pattern.fullmatch(text):
+                return translation.format(*map(self.translate, found.groups()))
+        return "\n".join(map(self.translate, text.split("\n"))) if "\n" in text else text
+
+    def lacks(self, text: str) -> list[str]:
+        """The lines of the text that should have a translation and have none."""
+        if text in self.exact or any(pattern.fullmatch(text) for pattern, _ in self.templates):
+            return []
+        one_line = " ".join(text.split())
+        if _RESULT.sub("", one_line) in _names() or self.keep.fullmatch(one_line):
+            return []
+        if "\n" in text:
+            return [line for part in text.split("\n") for line in self.lacks(part)]
+        return [text] if _WORD.search(_MATHS.sub("", text)) else []
+
+
+@cache
+def _names() -> set[str]:
+    return {*IMAGENET_CLASSES, *(photo.name for photo in load_photos())}
+
+
+@cache
+def load_catalogue(language: str) -> Catalogue | None:
+    """The catalogue of a language, None for English; ValueError names those that there are."""
+    if language == "en":
+        return None
+    file = paths.NOTEBOOKS / f"labels_{language}.yml"
+    if not file.exists():
+        known = ", ".join(["en", *(other.stem.removeprefix("labels_") for other in paths.NOTEBOOKS.glob("labels_*.yml"))])
+        raise ValueError(f"no labels in {language!r}; there are {known}, and {file.name} would add it")
+    return parse(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def parse(content: dict) -> Catalogue:
+    """A catalogue from what its file holds."""
+    exact = {english: text for english, text in content["labels"].items() if "{}" not in english}
+    templates = tuple(
+        (re.compile(re.escape(english).replace(r"\{\}", "(.+?)"), re.DOTALL), text)
+        for english, text in content["labels"].items()
+        if "{}" in english
+    )
+    return Catalogue(exact, templates, re.compile("|".join(content["keep"])))
+
+
+@contextmanager
+def translated(figure: Figure, catalogue: Catalogue | None) -> Iterator[set[str]]:
+    """The figure with every label translated, ticks included; English again afterwards.
+
+    Yields what has no translation: those labels stay English. Complete once the figure is drawn.
+    """
+    missing = set()
+
+    def say(text: str) -> str:
+        missing.update(catalogue.lacks(text))
+        return catalogue.translate(text)
+
+    with ExitStack() as stack:
+        for text in figure.findobj(Text) if catalogue else ():
+            if text.get_text():
+                stack.callback(text.set_text, text.get_text())
+                text.set_text(say(text.get_text()))
+        axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)] if catalogue else ()
+        for formatter in {ticker for axis in axes for ticker in (axis.get_major_formatter(), axis.get_minor_formatter())}:
+            ticks = formatter.format_ticks
+            stack.enter_context(
+                mock.patch.object(formatter, "format_ticks", lambda at, ticks=ticks: [say(str(text)) for text in ticks(at)])
+            )
+        yield missing
+
+
+@cache
+def alternative_texts() -> dict[str, str]:
+    """What each figure of the notebooks shows, {name: text}."""
+    return yaml.safe_load((paths.NOTEBOOKS / "figures.yml").read_text(encoding="utf-8"))
