@@ -1,18 +1,19 @@
 """The labels of the figures in another language, and what a figure shows in a sentence.
 
-Notebooks label their figures in English. `notebooks/labels_vi.yml` has the same in Vietnamese, and so `labels_XX.yml` for any other
-language: `labels`, English to translated, with `{}` where numbers or names come in, and `keep`, regular expressions of
+Notebooks label their figures in English. `notebooks/labels_vi.yml` has the same in Vietnamese, and `labels_XX.yml` would for any
+other language: `labels`, English to translated, with `{}` where numbers or names come in, and `keep`, regular expressions of
 what needs no translation. `notebooks/figures.yml` has the alternative text of every figure.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from unittest import mock
 
 import yaml
+from matplotlib.axis import Tick
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -66,7 +67,9 @@ def load_catalogue(language: str) -> Catalogue | None:
         return None
     file = paths.NOTEBOOKS / f"labels_{language}.yml"
     if not file.exists():
-        known = ", ".join(["en", *(other.stem.removeprefix("labels_") for other in paths.NOTEBOOKS.glob("labels_*.yml"))])
+        known = ", ".join(
+            ["en", *(other.stem.removeprefix("labels_") for other in paths.NOTEBOOKS.glob("labels_*.yml"))]
+        )
         raise ValueError(f"no labels in {language!r}; there are {known}, and {file.name} would add it")
     return parse(yaml.safe_load(file.read_text(encoding="utf-8")))
 
@@ -89,22 +92,28 @@ def translated(figure: Figure, catalogue: Catalogue | None) -> Iterator[set[str]
     Yields what has no translation: those labels stay English. Complete once the figure is drawn.
     """
     missing = set()
+    if catalogue is None:
+        yield missing
+        return
 
     def say(text: str) -> str:
         missing.update(catalogue.lacks(text))
         return catalogue.translate(text)
 
+    def say_ticks(format_ticks: Callable, places: Sequence) -> list[str]:
+        return [say(str(text)) for text in format_ticks(places)]
+
     with ExitStack() as stack:
-        for text in figure.findobj(Text) if catalogue else ():
-            if text.get_text():
-                stack.callback(text.set_text, text.get_text())
-                text.set_text(say(text.get_text()))
-        axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)] if catalogue else ()
-        for formatter in {ticker for axis in axes for ticker in (axis.get_major_formatter(), axis.get_minor_formatter())}:
-            ticks = formatter.format_ticks
-            stack.enter_context(
-                mock.patch.object(formatter, "format_ticks", lambda at, ticks=ticks: [say(str(text)) for text in ticks(at)])
-            )
+        axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+        for formatter in {one for axis in axes for one in (axis.get_major_formatter(), axis.get_minor_formatter())}:
+            in_words = partial(say_ticks, formatter.format_ticks)
+            stack.enter_context(mock.patch.object(formatter, "format_ticks", in_words))
+        of_ticks = {
+            label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)
+        }  # set by the formatters
+        for text in set(figure.findobj(Text)) - of_ticks:
+            stack.callback(text.set_text, text.get_text())
+            text.set_text(say(text.get_text()))
         yield missing
 
 

@@ -1,11 +1,13 @@
 """The committed notebooks are in the form that readers, `make figures` and nbval rely on."""
 
+import json
 import re
 
 import nbformat
 import pytest
 
 from cam_utils import paths
+from cam_utils.language import alternative_texts
 from cam_utils.notebooks import find_notebooks
 
 FILES = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
@@ -83,3 +85,20 @@ def test_every_saved_figure_is_shown(notebook):
     saved = sum(cell.source.count("save_figure(") for cell in code(notebook))
     shown = sum("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
     assert shown >= saved > 0, f"{saved} figures are saved, {shown} shown"
+
+
+def test_every_figure_has_an_alternative_text_of_one_or_two_sentences():
+    figures = json.loads((paths.ROOT / "figures" / "manifest.json").read_text(encoding="utf-8"))["figures"]
+    texts = alternative_texts()
+    assert set(texts) == set(figures), "notebooks/figures.yml and figures/ differ in these"
+    assert len(set(texts.values())) == len(texts)
+    for name, text in texts.items():
+        assert 60 < len(text) < 400 and text[0].isupper() and text.endswith("."), name
+
+
+def test_figures_are_labelled_in_the_language_of_the_parameters(notebook):
+    parameters, source = (
+        "\n".join(cell.source for cell in code(notebook) if ("parameters" in cell.metadata.get("tags", ())) == wanted)
+        for wanted in (True, False)
+    )
+    assert 'lang = "en"' in parameters and "use_style(lang)" in source
