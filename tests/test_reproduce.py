@@ -212,17 +212,19 @@ def test_parameters_are_read_as_python_or_yaml():
 
 def test_write_back_is_idempotent_and_leaves_no_trace_of_the_run(tmp_path):
     noisy = 'import sys\nprint("a", flush=True)\nprint("\\r 50%|█████     | 1/2", file=sys.stderr)\nprint("b")'
-    path = write(tmp_path, "01_first", noisy, "6 * 7")
+    picture = 'display({"text/plain": "42"}, raw=True, metadata={"image/png": {"alt": "a map"}})'
+    path = write(tmp_path, "01_first", noisy, "6 * 7", picture)
     reproduce(tmp_path, write_back=True, say=lambda line: None)
     first = path.read_bytes()
     reproduce(tmp_path, parameters={"photo": "cat"}, write_back=True, say=lambda line: None)  # its own value
     assert path.read_bytes() == first
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert [cell.id for cell in notebook.cells] == [f"cell-{index}" for index in range(5)]
-    assert [cell.get("execution_count") for cell in notebook.cells] == [None, 1, 2, 3, 4]
+    assert [cell.id for cell in notebook.cells] == [f"cell-{index}" for index in range(6)]
+    assert [cell.get("execution_count") for cell in notebook.cells] == [None, 1, 2, 3, 4, 5]
     assert [output.text for output in notebook.cells[3].outputs if output.name == "stdout"] == ["a\nb\n"]
     assert notebook.cells[4].outputs[0].data["text/plain"] == "42"
+    assert notebook.cells[5].outputs[0].metadata == {"image/png": {"alt": "a map"}}  # alternative texts stay
     for trace in (b"papermill", b"injected", b"shell.execute_reply", b'"stderr"', str(tmp_path).encode()):
         assert trace not in first
 
