@@ -67,10 +67,8 @@ def load_catalogue(language: str) -> Catalogue | None:
         return None
     file = paths.NOTEBOOKS / f"labels_{language}.yml"
     if not file.exists():
-        known = ", ".join(
-            ["en", *(other.stem.removeprefix("labels_") for other in paths.NOTEBOOKS.glob("labels_*.yml"))]
-        )
-        raise ValueError(f"no labels in {language!r}; there are {known}, and {file.name} would add it")
+        known = sorted(other.stem.removeprefix("labels_") for other in paths.NOTEBOOKS.glob("labels_*.yml"))
+        raise ValueError(f"no labels in {language!r}; there are en, {', '.join(known)}, and {file.name} would add it")
     return parse(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
