@@ -196,7 +196,8 @@ def check_output(logits: Tensor, target: Tensor | None = None) -> Tensor:
     """`logits` itself. Raises ValueError if it is not a finite (N,K) or a target lies outside 0 … K-1."""
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must put out logits (N,K), not {found}")
+        hint = "" if isinstance(logits, Tensor) else ": wrap it in a module whose forward returns the logits alone"
+        raise ValueError(f"the model must put out logits (N,K), not {found}{hint}")
     if not logits.isfinite().all():
         raise ValueError("the model's output contains NaN or infinite values")
     if target is not None and (target.min() < 0 or target.max() >= logits.shape[1]):

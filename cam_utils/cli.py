@@ -55,7 +55,13 @@ def explain(
         str, typer.Option(help="A name that `models` lists, timm:NAME, or module:function of your own code.")
     ] = "tf_efficientnet_lite0",
     weights: Annotated[str, typer.Option(help="pretrained, random, or a file or folder with weights.")] = "pretrained",
-    layer: Annotated[str | None, typer.Option(help="Dotted name such as blocks.5. [default: the model's]")] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Dotted name such as blocks.5; repeatable, side by side; all: the last at every resolution. "
+            "[default: the model's]"
+        ),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Class name or number. [default: the top class]")] = None,
     option: Annotated[
         list[str] | None,
@@ -76,7 +82,7 @@ def explain(
     from . import shell
 
     written, failed = shell.explain_files(
-        photos, method, model, weights, layer, target, option or (), signed, out, format, device, typer.echo
+        photos, method, model, weights, layer or (), target, option or (), signed, out, format, device, typer.echo
     )
     if failed:
         typer.echo(f"error: {len(failed)} of {len(failed) + written} photos could not be explained:", err=True)

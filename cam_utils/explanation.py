@@ -1,5 +1,6 @@
 """Every method by its name, and `explain`: from a photo to a labelled heat map in one call."""
 
+import difflib
 import inspect
 import time
 from collections.abc import Callable, Iterable
@@ -79,8 +80,7 @@ def explain(
     seen = view(image, model)
     parameter = next(model.parameters())
     x = tensor_of(seen, model).to(parameter.device, parameter.dtype)
-    with evaluating(model), torch.no_grad():
-        probabilities = cams.check_output(model(x)).softmax(1)[0]
+    probabilities = _probabilities(model, x)
     target = int(probabilities.argmax()) if target is None else resolve_target(model, target)
     start = time.perf_counter()
     with counting() as counter:
@@ -103,10 +103,30 @@ def explain(
     )
 
 
+def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
+    """The softmax (K,) of the model's logits. Raises ValueError for a model that does not fit its spec, or has no logits."""
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = cams.check_output(model(x))
+    except RuntimeError as error:
+        raise ValueError(f"{type(model).__name__} fails on an input {tuple(x.shape)}: {error}") from error
+    names = class_names(model)
+    if logits.shape[1] == 1:
+        raise ValueError("the model has a single output: let it return the two logits (0, output) of no and yes")
+    if logits.shape[1] != len(names):
+        raise ValueError(f"the model has {logits.shape[1]} classes, its spec names {len(names)}")
+    if (logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 1e-3:
+        raise ValueError(
+            "the model puts out probabilities, since they sum to 1: leave out its softmax, logits are needed"
+        )
+    return logits.softmax(1)[0]
+
+
 def check_options(method: str, options: Iterable[str] = ()) -> list[str]:
     """The names of a method's options. Raises ValueError for an unknown method or option, naming those that there are."""
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}. Choose one of: {', '.join(METHODS)}")
+        near = difflib.get_close_matches(str(method).lower().replace("-", "_"), METHODS, n=3) or METHODS
+        raise ValueError(f"unknown method {method!r}. Choose one of: {', '.join(near)}")
     known = [*inspect.signature(METHODS[method]).parameters][4:]  # behind model, layer, x, target
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{method} has no option {', '.join(unknown)}. It has: {', '.join(known) or 'none'}")

@@ -92,36 +92,40 @@ def feature_maps(output: Tensor) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim != 4 or not output.is_floating_point():
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"the layer must put out feature maps (N,C,h,w), not {found}: choose a layer before the pooling"
+            f"the layer must put out feature maps (N,C,h,w), not {found}: choose a layer before the pooling, "
+            "or put a transformer's tokens into a grid by cam_utils.tokens.in_grid"
         )
     return output
 
 
-def last_feature_maps(model: nn.Module, x: Tensor) -> tuple[str, int]:
-    """The dotted name of the last module that puts out square maps (N,C,h,w) for a square x, and the number of classes.
+def candidate_layers(model: nn.Module, x: Tensor) -> tuple[dict[str, int], Tensor]:
+    """The layers worth a map, early to late: the last module at every resolution, {dotted name: side}, and the output for x.
 
-    In a vision transformer this is the embedding of its patches. Raises ValueError for a network without such a module.
-    Cost: 1 forward pass.
+    Modules count that put out square maps (N,C,h,h), h > 1, for a square x, and are reached once; in a vision transformer
+    the embedding of its patches. Raises ValueError for a network without any. Cost: 1 forward pass.
     """
-    found, handles = [], []
+    found, calls, handles = [], {}, []
     for name, module in model.named_modules():
+        if isinstance(module, nn.Softmax | nn.Dropout):  # of an attention, whose weights are square as well
+            continue
 
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor, name: str = name) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
-                found.append(name)
+            calls[name] = calls.get(name, 0) + 1
+            if name and isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
+                found.append((name, output.shape[2]))
 
         handles.append(module.register_forward_hook(hook))
     try:
         with evaluating(model), torch.no_grad():
-            logits = model(x)
+            output = model(x)
     finally:
         for handle in handles:
             handle.remove()
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ValueError(f"{type(model).__name__} does not put out logits (N,K)")
-    if not found:
+    last = {side: name for name, side in found if calls[name] == 1}
+    if not last:
         raise ValueError(f"{type(model).__name__} has no layer with feature maps (N,C,h,w): a CAM cannot be drawn")
-    return found[-1], logits.shape[1]
+    order = [name for name, _ in found]
+    return {name: side for side, name in sorted(last.items(), key=lambda item: order.index(item[1]))}, output
 
 
 _SPLITS: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # model: {layer: (its parts, features, head)}

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import operator
 import os
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ class ModelSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     class_names: tuple[str, ...]
-    source: str  # "efficientnet-lite" or "torchvision"
+    source: str = "user"  # or "efficientnet-lite", "torchvision": where load_model has it from
 
 
 IMAGENET_CLASSES = tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
@@ -258,8 +259,12 @@ def resolve_target(model: nn.Module, target: int | str) -> int:
             return found[0]
         if found:
             raise ValueError(f"several classes are named {target!r}: give one of the ids {', '.join(map(str, found))}")
-        near = difflib.get_close_matches(target.lower(), lower, n=5, cutoff=0.5)
-        near = near or [name for name in lower if target.lower() in name][:5]
+        wanted = target.lower()
+        near = [
+            name for name in lower if wanted and wanted in re.findall(r"\w+", name)
+        ]  # "German" of "German shepherd"
+        near += difflib.get_close_matches(wanted, lower, n=5, cutoff=0.5)
+        near = list(dict.fromkeys(near or [name for name in lower if wanted in name]))[:5]
         raise ValueError(f"no class is named {target!r}" + (f". Did you mean: {', '.join(near)}?" if near else ""))
     try:
         index = int(target) if isinstance(target, str) else operator.index(target)

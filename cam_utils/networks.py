@@ -1,6 +1,9 @@
 """A network by whatever name a user has for it: one of `models.REGISTRY`, one of timm, or a function of the user's own code."""
 
+import difflib
 import importlib
+import inspect
+import pickle
 import sys
 from pathlib import Path
 from unittest import mock
@@ -10,7 +13,8 @@ import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
-from .layers import last_feature_maps
+from .cams import check_output
+from .layers import candidate_layers
 from .models import IMAGENET_CLASSES, REGISTRY, ModelSpec, load_model
 
 
@@ -27,8 +31,10 @@ def open_model(name: str, weights: str | Path = "pretrained") -> nn.Module:
         return load_model(name, weights)
     kind, colon, what = name.partition(":")
     if not colon or not what:
+        lower = name.lower().replace("-", "_")
+        near = [key for key in REGISTRY if lower in key] or difflib.get_close_matches(lower, REGISTRY, n=3) or REGISTRY
         raise ValueError(
-            f"unknown model {name!r}: give one of {', '.join(REGISTRY)}, or timm:NAME, or module:function of your own code"
+            f"unknown model {name!r}: give one of {', '.join(near)}, or timm:NAME, or module:function of your own code"
         )
     model = _from_timm(what, weights) if kind == "timm" else _call(kind, what)
     if not isinstance(model, nn.Module):
@@ -44,13 +50,19 @@ def open_model(name: str, weights: str | Path = "pretrained") -> nn.Module:
 def guess_spec(model: nn.Module, name: str) -> ModelSpec:
     """timm's word on a network's input, else ImageNet's usual one, with the last feature maps as layer. Cost: 1 forward pass."""
     config = timm.data.resolve_data_config(model=model)  # without a word: 224 pixels, ImageNet's mean and std
-    size = config["input_size"][-1]
-    x = torch.zeros(1, 3, size, size).to(next(model.parameters()))
-    layer, classes = last_feature_maps(model, x)
+    size, like = config["input_size"][-1], next(model.parameters(), torch.zeros(1))
+    try:
+        layers, logits = candidate_layers(model, torch.zeros(1, 3, size, size).to(like))
+    except RuntimeError as error:  # of a forward that wants another size, or other channels
+        raise ValueError(
+            f"{name} cannot take an RGB image of {size}×{size} pixels, which is assumed of a network without a spec: give it "
+            f"one, model.spec = cam_utils.models.ModelSpec(...). {_one_line(error)}"
+        ) from error
+    classes = check_output(logits).shape[1]
     names = IMAGENET_CLASSES if classes == len(IMAGENET_CLASSES) else tuple(f"class {i}" for i in range(classes))
     return ModelSpec(
         name=name,
-        layer=layer,
+        layer=list(layers)[-1],
         input_size=size,
         resize_size=round(size / config["crop_pct"]),
         interpolation=InterpolationMode(config["interpolation"]),
@@ -78,6 +90,7 @@ def _from_timm(name: str, weights: str | Path) -> nn.Module:
 
 
 def _call(module: str, function: str) -> nn.Module:
+    module = module.removesuffix(".py")
     sys.path.insert(0, "")
     try:
         found = importlib.import_module(module)
@@ -90,15 +103,38 @@ def _call(module: str, function: str) -> nn.Module:
     if not callable(getattr(found, function, None)):
         near = [name for name in vars(found) if callable(vars(found)[name]) and not name.startswith("_")]
         raise ValueError(f"{module} has no function {function!r}. It has: {', '.join(near[:8]) or 'none'}")
-    return getattr(found, function)()
+    function = getattr(found, function)
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"{module}:{function.__name__} is called without arguments, and has some ({error}): write a function that gives them"
+        ) from None
+    return function()
 
 
 def _load(model: nn.Module, file: Path) -> None:
     if not file.is_file():
-        raise FileNotFoundError(f"no weights in {file}")
+        raise FileNotFoundError(f"no such file of weights: {str(file)!r}")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{file} does not hold a state dict, or more than one (a whole network?), which is not read since it may run any "
+            "code: write it by torch.save(model.state_dict(), file)"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        keys = ", ".join(map(repr, list(state)[:8])) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(
+            f"{file} does not hold a state dict alone but {keys}: save the part that is one by torch.save(part, file)"
+        )
+    try:
         model.load_state_dict(state, strict=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{file} does not hold a state dict of this network: {reason}") from None
+    except RuntimeError as error:
+        wrapped = [key for key in state if key.startswith("module.")]
+        hint = "; saved from nn.DataParallel: save model.module.state_dict()" if len(wrapped) == len(state) else ""
+        raise ValueError(f"{file} holds the weights of another network{hint}. {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

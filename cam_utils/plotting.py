@@ -115,8 +115,9 @@ def plot_maps(
     """The image, then each map (h,w) over it under its name, with one colour bar. Raises ValueError without a map."""
     if not maps:
         raise ValueError("there is no map to plot")
-    columns = min(columns, len(maps) + 1)
-    figure = new_figure(-(-(len(maps) + 1) // columns), columns)
+    rows = -(-(len(maps) + 1) // columns)
+    columns = -(-(len(maps) + 1) // rows)
+    figure = new_figure(rows, columns)
     axes = figure.axes
     show_image(axes[0], image, title)
     for ax, (name, map) in zip(axes[1:], maps.items(), strict=False):
@@ -136,7 +137,8 @@ def plot_explanations(explanations: Sequence, *, signed: bool = False, columns: 
     for e in explanations:
         spent = f"{e.n_evaluations:.0f} evaluations, {e.seconds:.2g} s"
         error = f"\nstandard error {e.relative_error:.0%}" if e.relative_error else ""
-        about = f"{e.method} at {e.layer}\n{textwrap.shorten(e.label, 28)} {e.score:.1%}\n{spent}{error}"
+        size = "×".join(map(str, e.map.shape))
+        about = f"{e.method} at {e.layer}, {size}\n{textwrap.shorten(e.label, 28)} {e.score:.1%}\n{spent}{error}"
         maps[about] = e.map
     return plot_maps(first.image, maps, title=classes, signed=signed, columns=columns)
 

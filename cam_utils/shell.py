@@ -1,14 +1,18 @@
 """What `python -m cam_utils explain` does: photos and folders in, one file of maps for each out, and a contact sheet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from .data import image_files, load_image
 from .explanation import Explanation, check_options, explain
+from .layers import candidate_layers
+from .models import spec_of
 from .networks import open_model
 from .notebooks import parse_parameters
 from .plotting import plot_contact_sheet, plot_explanations, use_style
@@ -22,7 +26,7 @@ def explain_files(
     methods: Sequence[str],
     model: str,
     weights: str,
-    layer: str | None,
+    layers: Sequence[str],
     target: str | None,
     options: Sequence[str],
     signed: bool,
@@ -41,14 +45,16 @@ def explain_files(
     several = len(files) > 1
     format = _format(out, format, several)
     use_style()
-    targets = _targets(files, methods, out, format, several)
+    targets = _targets(files, methods, layers, out, format, several)
     network = open_model(model, weights).to(_device(device))
+    layers = _layers(network, layers)
     failed, sheet = {}, []
     for file, to in zip(tqdm(files, "photos", disable=None if several else True), targets, strict=True):
         try:
             image = load_image(file)  # once, whatever the number of methods
             found = [
                 explain(network, image, target, m, layer, **{k: v for k, v in values.items() if k in names})
+                for layer in layers
                 for m, names in known.items()
             ]
         except (ValueError, OSError) as error:
@@ -56,13 +62,13 @@ def explain_files(
                 raise
             failed[file] = str(error)
             continue
-        to.parent.mkdir(parents=True, exist_ok=True)
         _write(found, to, signed)
-        sheet.append((found[0], file.stem))
+        sheet.append((found[-len(known)], file.stem))  # the first method at the last layer
         _report(found, file, to, several, say)
     if len(sheet) > 1 and format != "npy":
         to = targets[0].parent / f"{CONTACT_SHEET}.{format}"
-        plot_contact_sheet(*zip(*sheet, strict=True)).savefig(to, dpi=160, bbox_inches="tight")
+        with _writing(to):
+            plot_contact_sheet(*zip(*sheet, strict=True)).savefig(to, dpi=160, bbox_inches="tight")
         say(f"{len(sheet)} photos side by side: {to}")
     return len(sheet), failed
 
@@ -75,10 +81,20 @@ def _format(out: Path | None, format: str | None, several: bool) -> str:
     return format
 
 
-def _targets(files, methods, out: Path | None, format: str, several: bool) -> list[Path]:
+def _layers(network: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Layers by name, None for the network's own, "all" for the last at every resolution."""
+    if "all" not in layers:
+        return [*layers] or [spec_of(network).layer]
+    parameter, size = next(network.parameters()), spec_of(network).input_size
+    return list(candidate_layers(network, torch.zeros(1, 3, size, size).to(parameter))[0])
+
+
+def _targets(files, methods, layers, out: Path | None, format: str, several: bool) -> list[Path]:
     """A file for each photo, none of which is a photo itself or meets another."""
     if not several:
-        targets = [out.with_suffix(f".{format}") if out else Path(f"{files[0].stem}_{'_'.join(methods)}.{format}")]
+        name = "_".join([files[0].stem, *methods, *(["layers"] if len(layers) > 1 or "all" in layers else [])])
+        folder = out if out and out.is_dir() else Path()
+        targets = [out.with_suffix(f".{format}") if out and out != folder else folder / f"{name}.{format}"]
     else:
         folder = out or Path("explanations")
         if folder.exists() and not folder.is_dir():
@@ -98,18 +114,37 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].split(". ")[0][:100]
+        known = [
+            "cpu",
+            *(["cuda"] if torch.cuda.is_available() else []),
+            *(["mps"] if torch.mps.is_available() else []),
+        ]
+        raise ValueError(
+            f"the device {name!r} cannot be used here, but {', '.join(known)}. torch says: {reason}"
+        ) from None
     return device
 
 
+@contextmanager
+def _writing(to: Path) -> Iterator[None]:
+    """Around whatever writes the file `to`. Raises OSError that names it, where the system's word does not."""
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {str(to)!r}: {error.strerror or error}. Choose another place by --out") from None
+
+
 def _write(found: list[Explanation], to: Path, signed: bool) -> None:
-    if to.suffix == ".npy":
-        maps = [e.map.detach().cpu().float().numpy() for e in found]
-        if len({map.shape for map in maps}) > 1:
-            raise ValueError("the methods' maps differ in size: write them one by one as npy")
-        np.save(to, np.stack(maps) if len(maps) > 1 else maps[0], allow_pickle=False)
-    else:
-        plot_explanations(found, signed=signed).savefig(to, dpi=160, bbox_inches="tight")
+    maps = [e.map.detach().cpu().float().numpy() for e in found]
+    if to.suffix == ".npy" and len({map.shape for map in maps}) > 1:
+        raise ValueError("the maps differ in size: write them one by one as npy")
+    with _writing(to):
+        if to.suffix == ".npy":
+            np.save(to, np.stack(maps) if len(maps) > 1 else maps[0], allow_pickle=False)
+        else:
+            plot_explanations(found, signed=signed).savefig(to, dpi=160, bbox_inches="tight")
 
 
 def _report(found: list[Explanation], file: Path, to: Path, several: bool, say: Callable[[str], None]) -> None:
