@@ -101,8 +101,9 @@ def feature_maps(output: Tensor) -> Tensor:
 def candidate_layers(model: nn.Module, x: Tensor) -> tuple[dict[str, int], Tensor]:
     """The layers worth a map, early to late: the last module at every resolution, {dotted name: side}, and the output for x.
 
-    Modules count that put out square maps (N,C,h,h), h > 1, for a square x, and are reached once; in a vision transformer
-    the embedding of its patches. Raises ValueError for a network without any. Cost: 1 forward pass.
+    Modules count that put out square maps (N,C,h,h), h > 1, for a square x, and are reached once; not the inside of a block
+    (no nn.Sequential) that puts out maps of another size. In a vision transformer: the embedding of its patches.
+    Raises ValueError for a network without any. Cost: 1 forward pass.
     """
     found, calls, handles = [], {}, []
     for name, module in model.named_modules():
@@ -121,7 +122,10 @@ def candidate_layers(model: nn.Module, x: Tensor) -> tuple[dict[str, int], Tenso
     finally:
         for handle in handles:
             handle.remove()
-    last = {side: name for name, side in found if calls[name] == 1}
+    sides = dict(found)
+    blocks = [name for name in sides if not isinstance(model.get_submodule(name), nn.Sequential)]
+    inside = {name for name in sides for b in blocks if name.startswith(f"{b}.") and sides[b] != sides[name]}
+    last = {side: name for name, side in found if calls[name] == 1 and name not in inside}
     if not last:
         raise ValueError(f"{type(model).__name__} has no layer with feature maps (N,C,h,w): a CAM cannot be drawn")
     order = [name for name, _ in found]

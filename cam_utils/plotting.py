@@ -135,10 +135,10 @@ def plot_explanations(explanations: Sequence, *, signed: bool = False, columns: 
     classes = "\n".join(f"{textwrap.shorten(label, 28)} {p:.1%}" for label, p in first.top[:3])
     maps = {}
     for e in explanations:
-        spent = f"{e.n_evaluations:.0f} evaluations, {e.seconds:.2g} s"
-        error = f"\nstandard error {e.relative_error:.0%}" if e.relative_error else ""
         size = "×".join(map(str, e.map.shape))
-        about = f"{e.method} at {e.layer}, {size}\n{textwrap.shorten(e.label, 28)} {e.score:.1%}\n{spent}{error}"
+        error = f"\nstandard error {e.relative_error:.0%}" if e.relative_error else ""
+        about = f"{e.method} at {e.layer}\n{textwrap.shorten(e.label, 28)} {e.score:.1%}\n"
+        about += f"{size}, {e.seconds:.2g} s\n{e.n_evaluations:.4g} evaluations{error}"
         maps[about] = e.map
     return plot_maps(first.image, maps, title=classes, signed=signed, columns=columns)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cam_utils import METHODS, cli
@@ -39,13 +40,18 @@ def test_explain_writes_the_map_over_the_photo(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--method", "gradcam"), "grad_cam"),
+        (("--method", "Grad-CAM"), "grad_cam, "),
         (("--layer", "blocks.9"), "blocks.5"),
         (("--target", "tabi"), "tabby"),
         (("--target", "1000"), "0 to 999"),
         (("--model", "resnet81"), "resnet18"),
         (("--out", "map.bmp"), "png, pdf, npy"),
-        (("--device", "no-such"), "device"),
+        (("--target", "shepherd"), "german shepherd"),
+        (("--layer", "bn2", "--layer", "blocks.9"), "blocks.5"),
+        (("--layer", "classifier"), "before the pooling"),
+        (("--model", "ResNet-5"), "resnet50"),
+        (("--device", "gpu"), "but cpu"),
+        (("--out", "/proc/no-such/map.png"), "cannot write '/proc/no-such/map.png'"),
         (("--weights", "no-such-folder"), "no-such-folder"),
     ],
 )
@@ -140,3 +146,117 @@ def test_a_dot_in_the_photos_name_stays(monkeypatch, capsys, tmp_path):
     shutil.copy(load_photo("dog").path, "my.dog.jpg")
     code, output, _ = run(monkeypatch, capsys, "explain", "my.dog.jpg", "--method", "grad_cam")
     assert code == 0 and Path("my.dog_grad_cam.png").exists() and "my.dog_grad_cam.png" in output
+
+
+def test_layers_side_by_side_and_all_of_them(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    photo = load_photo("dog").path
+    code, output, _ = run(monkeypatch, capsys, "explain", photo, "--method", "grad_cam", "--layer", "all")
+    layers = ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2"]  # 112, 56, 28, 14, 7
+    assert code == 0 and [line.split(" at ")[1].split(":")[0] for line in output.splitlines()[5:-1]] == layers
+    assert Image.open("dog_grad_cam_layers.png").width > 1000
+    pair = ("--layer", "blocks.5", "--layer", "bn2", "--out", "maps.npy")
+    code, *_ = run(monkeypatch, capsys, "explain", photo, *pair)
+    assert code == 0 and np.load("maps.npy").shape == (2, 7, 7)
+    code, _, errors = run(monkeypatch, capsys, "explain", photo, "--layer", "all", "--out", "maps.npy")
+    assert code == 2 and "differ in size" in errors
+
+
+def test_an_existing_folder_takes_the_picture(monkeypatch, capsys, tmp_path):
+    code, *_ = run(monkeypatch, capsys, "explain", load_photo("dog").path, "--method", "grad_cam", "--out", tmp_path)
+    assert code == 0 and (tmp_path / "dog_grad_cam.png").exists()
+
+
+@pytest.mark.parametrize(
+    "size, code, message", [((1, 1), 0, "written"), ((3, 900), 2, "strip"), ((20000, 15000), 2, "large")]
+)
+def test_tiny_and_huge_photos(monkeypatch, capsys, tmp_path, size, code, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", size).save("photo.png")
+    found, output, errors = run(monkeypatch, capsys, "explain", "photo.png", "--method", "grad_cam")
+    assert found == code and message in output + errors and "Traceback" not in errors
+
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def plain(channels=3, *last):
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 4), *last]
+    return nn.Sequential(nn.Conv2d(channels, 8, 3, 4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 8, 3, 4), *head).train()
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = plain()
+    def forward(self, x):
+        return self.net(x), None
+
+class Tutorial(nn.Module):  # one pooling layer, used twice
+    def __init__(self, side):
+        super().__init__()
+        self.conv1, self.pool, self.conv2 = nn.Conv2d(3, 6, 5), nn.MaxPool2d(2, 2), nn.Conv2d(6, 16, 5)
+        self.fc = nn.Linear(16 * side * side, 10)
+    def forward(self, x):
+        x = self.pool(torch.relu(self.conv2(self.pool(torch.relu(self.conv1(x))))))
+        return self.fc(x.flatten(1))
+
+def pair(): return Pair()
+def grey(): return plain(1)
+def probabilities(): return plain(3, nn.Softmax(1))
+def single(): return plain(3, nn.Linear(4, 1))
+def needs(a): return plain()
+def nothing(): return None
+def small(): return Tutorial(5)
+def large(): return Tutorial(53)
+"""
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        ("pair", "wrap it in a module"),
+        ("grey", "cannot take an RGB image of 224×224"),
+        ("probabilities", "leave out its softmax"),
+        ("single", "two logits"),
+        ("needs", "called without arguments"),
+        ("nothing", "no torch.nn.Module"),
+        ("small", "model.spec ="),
+        ("large", None),
+        ("plain", None),
+    ],
+)
+def test_networks_of_every_kind(monkeypatch, capsys, tmp_path, function, message):
+    monkeypatch.chdir(tmp_path)
+    Path("networks_of_users.py").write_text(NETWORKS)
+    model = f"networks_of_users:{function}"
+    monkeypatch.delitem(sys.modules, "networks_of_users", raising=False)
+    code, output, errors = run(monkeypatch, capsys, "explain", load_photo("dog").path, "--model", model)
+    if message:
+        assert code == 2 and message in errors and errors.count("\n") == 1 and not output
+    else:  # in evaluation mode, at the last layer that is used once
+        assert code == 0 and f"at {'conv2' if function == 'large' else '3'}:" in output
+
+
+def test_weights_of_every_kind(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("networks_of_users.py").write_text(NETWORKS)
+    monkeypatch.delitem(sys.modules, "networks_of_users", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    from networks_of_users import large, plain
+
+    state = plain().state_dict()
+    for weights, message in {
+        "good": (state, None),
+        "checkpoint": ({"model": state, "epoch": 3}, "'model', 'epoch'"),
+        "parallel": ({f"module.{key}": value for key, value in state.items()}, "model.module.state_dict()"),
+        "another": (large().state_dict(), "weights of another network"),
+        "whole": (plain(), "torch.save(model.state_dict(), file)"),
+        "absent": (None, "no such file of weights: 'absent.pt'"),
+    }.items():
+        saved, message = message
+        if saved is not None:
+            torch.save(saved, f"{weights}.pt")
+        arguments = ("--model", "networks_of_users:plain", "--weights", f"{weights}.pt")
+        code, _, errors = run(monkeypatch, capsys, "explain", load_photo("dog").path, *arguments)
+        assert (code == 0) if message is None else (code == 2 and message in errors and errors.count("\n") == 1), errors

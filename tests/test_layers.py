@@ -3,7 +3,7 @@ import torch
 from pytorch_grad_cam import GradCAM
 from torch import nn
 
-from cam_utils.layers import capture, counting, evaluating, resolve_layer, split
+from cam_utils.layers import candidate_layers, capture, counting, evaluating, resolve_layer, split
 from cam_utils.models import REGISTRY, load_model
 from conftest import same_state, state_of, toy_cnn
 
@@ -238,3 +238,33 @@ def test_a_shared_module_is_found_under_each_of_its_names():
     model = nn.Sequential(nn.Conv2d(3, 3, 1))
     model.add_module("again", model[0])
     assert resolve_layer(model, "again") is resolve_layer(model, "0")
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("tf_efficientnet_lite0", {"blocks.0": 112, "blocks.1": 56, "blocks.2": 28, "blocks.4": 14, "bn2": 7}),
+        ("resnet18", {"relu": 112, "layer1": 56, "layer2": 28, "layer3": 14, "layer4": 7}),
+        ("convnext_tiny", {"features.2.0": 56, "features.4.0": 28, "features.6.0": 14, "features": 7}),
+    ],
+)
+def test_candidate_layers_are_the_last_at_every_resolution(name, expected):
+    model = load_model(name, weights="random")
+    layers, output = candidate_layers(model, torch.zeros(1, 3, 224, 224))
+    assert list(layers.items()) == list(expected.items()) and output.shape == (1, 1000)
+
+
+def test_a_module_that_is_used_twice_and_attention_weights_are_no_candidates():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu, self.softmax = nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.Softmax(-1)
+
+        def forward(self, x):
+            maps = self.relu(self.relu(self.conv(x)))
+            tokens = maps.flatten(2)
+            return (tokens @ self.softmax(tokens.mT[:, None] @ tokens[:, None])[:, 0]).mean(2)
+
+    assert candidate_layers(Attention(), torch.rand(1, 3, 16, 16))[0] == {"conv": 4}
+    with pytest.raises(ValueError, match="no layer with feature maps"):
+        candidate_layers(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2))

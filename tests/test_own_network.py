@@ -1,8 +1,9 @@
 """docs/own_network.md runs as printed, in an empty folder, and what it shows is right."""
 
+import contextlib
+import io
 import re
 import shlex
-import subprocess
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cam_utils import paths
+from cam_utils import cli, paths
 from cam_utils.localisation import energy_pointing_game
 
 
@@ -23,18 +24,18 @@ def guide(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
         patch.chdir(folder)
         patch.syspath_prepend(folder)
-        patch.setenv("PYTHONPATH", str(paths.ROOT))
         for language, code in blocks:
             if file := re.match(r"# (\w+\.py)\n", code):
                 (folder / file[1]).write_text(code, "utf-8")
             elif language == "python":
                 exec(code, names)
             else:
-                program, *arguments = shlex.split(code)
-                assert program == "python" and "\n" not in code.strip()
-                done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-                assert done.returncode == 0, done.stderr
-                said.append(done.stdout)
+                assert code.startswith("python -m cam_utils ") and code.count("\n") == 1
+                patch.setattr(sys, "argv", ["cam-utils", *shlex.split(code)[3:]])
+                with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit) as left:
+                    cli.main()
+                assert not left.value.code
+                said.append(output.getvalue())
         patch.delitem(sys.modules, "my_network")
     return folder, names, said
 

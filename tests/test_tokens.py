@@ -29,7 +29,8 @@ def case(request):
         torch.manual_seed(0)
         network = timm.create_model(request.param, **options).double().eval()
         for parameter in network.parameters():  # timm starts near zero: far from a trained network
-            nn.init.normal_(parameter, std=0.1)
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.1)
     size = options.get("img_size", (224, 224))
     x = torch.randn(1, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return network, in_grid(network, layer), f"{layer}.grid", x, maps
@@ -78,7 +79,7 @@ def test_games_and_methods_work_as_on_a_cnn(case):
     maps, (estimate,) = METHODS["owen_cam"](grid, layer, x, target, budget=64, payoff="logit", return_estimate=True)
     game = LayerGame(grid, layer, x, target, payoff="logit")
     gain = game.value(everyone) - game.value(0 * everyone)
-    assert gain.abs() > 1e-3 and estimate.standard_error.shape == (h * w,)
+    assert gain.abs() > 1e-5 and estimate.standard_error.shape == (h * w,)
     torch.testing.assert_close(maps.sum()[None], gain, rtol=1e-6, atol=1e-9)
 
 
