@@ -115,9 +115,8 @@ def plot_maps(
     """The image, then each map (h,w) over it under its name, with one colour bar. Raises ValueError without a map."""
     if not maps:
         raise ValueError("there is no map to plot")
-    rows = -(-(len(maps) + 1) // columns)
-    columns = -(-(len(maps) + 1) // rows)
-    figure = new_figure(rows, columns)
+    columns = min(columns, len(maps) + 1)
+    figure = new_figure(-(-(len(maps) + 1) // columns), columns)
     axes = figure.axes
     show_image(axes[0], image, title)
     for ax, (name, map) in zip(axes[1:], maps.items(), strict=False):
@@ -132,15 +131,21 @@ def plot_maps(
 def plot_explanations(explanations: Sequence, *, signed: bool = False, columns: int = 4) -> Figure:
     """`explanation.Explanation`s of one image: the image with its likeliest classes, then the map of each, and a colour bar."""
     first = explanations[0]
-    classes = "\n".join(f"{textwrap.shorten(label, 28)} {p:.1%}" for label, p in first.top[:3])
+    length, fontsize = (28, 9) if len(explanations) < 3 else (18, 7)  # narrow columns
+    classes = "\n".join(f"{textwrap.shorten(label, length)} {p:.1%}" for label, p in first.top[:3])
     maps = {}
     for e in explanations:
         size = "×".join(map(str, e.map.shape))
         error = f"\nstandard error {e.relative_error:.0%}" if e.relative_error else ""
-        about = f"{e.method} at {e.layer}\n{textwrap.shorten(e.label, 28)} {e.score:.1%}\n"
+        about = f"{e.method} at {e.layer}\n{textwrap.shorten(e.label, length)} {e.score:.1%}\n"
         about += f"{size}, {e.seconds:.2g} s\n{e.n_evaluations:.4g} evaluations{error}"
         maps[about] = e.map
-    return plot_maps(first.image, maps, title=classes, signed=signed, columns=columns)
+    rows = -(-(len(maps) + 1) // columns)
+    columns = -(-(len(maps) + 1) // rows)  # rows of the same length, as far as it goes
+    figure = plot_maps(first.image, maps, title=classes, signed=signed, columns=columns)
+    for ax in figure.axes:
+        ax.title.set_fontsize(fontsize)
+    return figure
 
 
 def plot_contact_sheet(explanations: Sequence, names: Sequence[str], *, columns: int = 6) -> Figure:

@@ -121,7 +121,7 @@ def _device(name: str) -> torch.device:
             *(["mps"] if torch.mps.is_available() else []),
         ]
         raise ValueError(
-            f"the device {name!r} cannot be used here, but {', '.join(known)}. torch says: {reason}"
+            f"the device {name!r} cannot be used here; these can: {', '.join(known)}. torch says: {reason}"
         ) from None
     return device
 

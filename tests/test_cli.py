@@ -50,7 +50,7 @@ def test_explain_writes_the_map_over_the_photo(monkeypatch, capsys, tmp_path):
         (("--layer", "bn2", "--layer", "blocks.9"), "blocks.5"),
         (("--layer", "classifier"), "before the pooling"),
         (("--model", "ResNet-5"), "resnet50"),
-        (("--device", "gpu"), "but cpu"),
+        (("--device", "gpu"), "these can: cpu"),
         (("--out", "/proc/no-such/map.png"), "cannot write '/proc/no-such/map.png'"),
         (("--weights", "no-such-folder"), "no-such-folder"),
     ],
