@@ -102,3 +102,10 @@ def test_what_is_no_grid_is_said():
     network.patch_embed.grid_size = None
     with pytest.raises(ValueError, match="prefix"), torch.no_grad():
         in_grid(network, "blocks.0", prefix=0)(torch.zeros(1, 3, 48, 48))
+
+
+def test_a_class_token_does_not_read_the_patches_of_the_last_block():
+    network = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=48, num_classes=3).eval()
+    x = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    for layer, points in (("blocks.0", True), ("blocks.1", False)):
+        assert METHODS["grad_cam"](in_grid(network, layer), f"{layer}.grid", x, 1).any() == points
