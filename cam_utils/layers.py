@@ -4,6 +4,7 @@ This is the only module with hooks. Whatever happens inside, the caller's model 
 no hook, no changed mode, no changed `requires_grad`.
 """
 
+import collections
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,23 +106,9 @@ def candidate_layers(model: nn.Module, x: Tensor) -> tuple[dict[str, int], Tenso
     (no nn.Sequential) that puts out maps of another size. In a vision transformer: the embedding of its patches.
     Raises ValueError for a network without any. Cost: 1 forward pass.
     """
-    found, calls, handles = [], {}, []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Softmax | nn.Dropout):  # of an attention, whose weights are square as well
-            continue
-
-        def hook(_module: nn.Module, _inputs: tuple, output: Tensor, name: str = name) -> None:
-            calls[name] = calls.get(name, 0) + 1
-            if name and isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1:
-                found.append((name, output.shape[2]))
-
-        handles.append(module.register_forward_hook(hook))
-    try:
-        with evaluating(model), torch.no_grad():
-            output = model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    found, output = _watch(model, x)
+    calls = collections.Counter(name for name, _ in found)
+    found = [(name, h) for name, (_, h, w) in found if name and h == w > 1]
     sides = dict(found)
     blocks = [name for name in sides if not isinstance(model.get_submodule(name), nn.Sequential)]
     inside = {name for name in sides for b in blocks if name.startswith(f"{b}.") and sides[b] != sides[name]}
@@ -130,6 +117,31 @@ def candidate_layers(model: nn.Module, x: Tensor) -> tuple[dict[str, int], Tenso
         raise ValueError(f"{type(model).__name__} has no layer with feature maps (N,C,h,w): a CAM cannot be drawn")
     order = [name for name, _ in found]
     return {name: side for side, name in sorted(last.items(), key=lambda item: order.index(item[1]))}, output
+
+
+def map_sizes(model: nn.Module, x: Tensor) -> dict[str, tuple[int, int, int]]:
+    """{dotted name: (C,h,w)} of the modules that put out feature maps for x, in the order they do. Cost: 1 forward pass."""
+    return dict(_watch(model, x)[0])
+
+
+def _watch(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, tuple[int, int, int]]], Tensor]:
+    """The names and sizes (C,h,w) of all feature maps in the order they come, and what the network puts out."""
+    found, handles = [], []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Softmax | nn.Dropout):  # of an attention, whose weights look like maps
+            continue
+
+        def hook(_module: nn.Module, _inputs: tuple, output: Tensor, name: str = name) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                found.append((name, tuple(output.shape[1:])))
+
+        handles.append(module.register_forward_hook(hook))
+    try:
+        with evaluating(model), torch.no_grad():
+            return found, model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 _SPLITS: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # model: {layer: (its parts, features, head)}

@@ -92,16 +92,20 @@ def show_map(ax: Axes, image: Image.Image, map: Tensor, title: str = "", *, sign
     """
     grey = np.asarray(image.convert("L"))
     ax.imshow(grey, cmap="gray", vmin=0, vmax=255)
-    map = map.detach().cpu().float()[None]
-    if signed:
-        shown, style = postprocess.upsample(map, grey.shape), {"cmap": DIVERGING, "vmin": -1, "vmax": 1}
-        shown = shown / shown.abs().max().clamp(min=1e-12)
-    else:
-        shown, style = postprocess.heatmap(map, grey.shape), {"cmap": SEQUENTIAL, "vmin": 0, "vmax": 1}
-    drawn = ax.imshow(shown[0].numpy(), alpha=alpha, **style)
+    style = {"cmap": DIVERGING, "vmin": -1} if signed else {"cmap": SEQUENTIAL, "vmin": 0}
+    drawn = ax.imshow(scaled(map, grey.shape, signed=signed).numpy(), alpha=alpha, vmax=1, **style)
     ax.set_title(title)
     ax.set_axis_off()
     return drawn
+
+
+def scaled(map: Tensor, size: tuple[int, int], *, signed: bool = False) -> Tensor:
+    """A map (h,w) as it is shown, (H,W): over its largest magnitude, in [-1,1], or rectified and min-max scaled to [0,1]."""
+    map = map.detach().cpu().float()[None]
+    if not signed:
+        return postprocess.heatmap(map, size)[0]
+    shown = postprocess.upsample(map, size)[0]
+    return shown / shown.abs().max().clamp(min=1e-12)
 
 
 def plot_maps(
@@ -160,9 +164,11 @@ def plot_contact_sheet(explanations: Sequence, names: Sequence[str], *, columns:
     return figure
 
 
-def overlay(image: Image.Image, heat: Tensor, *, alpha: float = 0.5) -> Image.Image:
-    """A heat map (H,W) in [0,1] in colour over an image of that size, weighted by alpha in [0,1]."""
-    colours = matplotlib.colormaps[SEQUENTIAL](heat.detach().cpu().numpy())[..., :3]
+def overlay(image: Image.Image, heat: Tensor, *, alpha: float = 0.5, signed: bool = False) -> Image.Image:
+    """A heat map (H,W), of [0,1] or if signed of [-1,1], in colour over an image of that size, weighted by alpha in [0,1]."""
+    heat = heat.detach().cpu().numpy()
+    colours = matplotlib.colormaps[DIVERGING]((heat + 1) / 2) if signed else matplotlib.colormaps[SEQUENTIAL](heat)
+    colours = colours[..., :3]
     mixed = (1 - alpha) * np.asarray(image.convert("RGB")) / 255 + alpha * colours
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
 
