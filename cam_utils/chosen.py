@@ -1,5 +1,6 @@
 """What the explorer shows of a photo, network, layer and class: computed once, remembered, and of use without a widget."""
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -143,7 +144,7 @@ def plot_error(found: Mapping[int, Explanation], budget: int) -> plotting.Figure
     right.set_xscale("log", base=2)
     right.set(xlim=(BUDGETS[0] / 1.3, BUDGETS[-1] * 1.3), ylim=(0, 1.1 * max([*stated.values(), 1])))
     right.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
-    right.set(xlabel="budget in head evaluations", ylabel="standard error in % of the map", title=stated_error(e))
+    right.set(xlabel="budget in head evaluations", ylabel="standard error, % of map", title=stated_error(e))
     return figure
 
 
@@ -165,7 +166,7 @@ def plot_fade(choice: Choice, q: float) -> plotting.Figure:
     left.plot(nodes, np.interp(nodes, *diagonal(choice)), "|", color="0.2", label="Owen-CAM's gradients")
     left.plot([q], [value], "o", markersize=8, label=f"q = {q:.2f}: {value:.1%}")
     left.set(xlabel="q, the share that is there", ylabel="probability of the class", ylim=(-0.05, 1.05))
-    left.set_title(class_names(model)[choice.target])
+    left.set_title(textwrap.shorten(class_names(model)[choice.target], 40))
     left.legend(fontsize=7)
     seen = view(picture(choice.photo), model)
     drawn = plotting.show_map(right, seen, slopes, f"slopes at q = {q:.2f}", signed=True)

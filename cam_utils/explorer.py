@@ -221,7 +221,7 @@ def _checkbox(description: str, value: bool = False) -> widgets.Checkbox:
 
 def _cost(e: Explanation) -> str:
     error = f", {stated_error(e)}" if e.method == "owen_cam" else ""
-    return f"{e.n_evaluations:.0f} evaluations{error}"
+    return f"{e.n_evaluations:g} evaluations{error}"
 
 
 def _figure(shown: Image.Image | plotting.Figure, alt: str, caption: str = "") -> str:

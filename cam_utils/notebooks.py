@@ -175,8 +175,9 @@ def write_outputs(executed: Path, notebook: Path) -> None:
 
 
 def _tidy(outputs: list) -> list:
-    """Without progress bars in stderr."""
+    """Without progress bars in stderr, and without the links to widgets, random numbers of a kernel that is gone."""
     for output in outputs:
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
         if output.get("name") == "stderr":
             output.text = _BARS.sub("", output.text)
     return [output for output in outputs if output.get("text") != ""]

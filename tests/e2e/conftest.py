@@ -1,0 +1,87 @@
+"""A JupyterLab of its own on a copy of the notebooks, and a browser: `make e2e`."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from cam_utils import paths
+from cam_utils.notebooks import KERNEL_ENVIRONMENT
+from lab_page import HERE
+
+NO_NEWS = '{"fetchNews": "false", "checkForUpdates": false}'
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """The address of a copied notebook, `{}` its name, in a running JupyterLab; the committed ones are out of its reach."""
+    shutil.rmtree(HERE, ignore_errors=True)
+    root = HERE / "lab"
+    shutil.copytree(paths.NOTEBOOKS, root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(paths.ROOT / "figures", root / "figures")
+    settings = root / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text(NO_NEWS)
+    own = {f"JUPYTER_{what}_DIR": str(root / what.lower()) for what in ("CONFIG", "DATA", "RUNTIME")}
+    own |= {"JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces")}
+    own |= {"CAM_UTILS_FIGURES": str(root / "made"), "IPYTHONDIR": str(root / "ipython")}
+    token, port = secrets.token_hex(16), _free_port()
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]
+    command += [f"--ServerApp.root_dir={root}", f"--port={port}", "--ServerApp.port_retries=0"]
+    command += [f"--IdentityProvider.token={token}", "--ip=127.0.0.1"]
+    with open(HERE / "jupyter.log", "w") as log:
+        server = subprocess.Popen(command, cwd=root, env=os.environ | KERNEL_ENVIRONMENT | own, stdout=log, stderr=log)
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server)
+            yield f"http://127.0.0.1:{port}/lab/tree/notebooks/{{}}?token={token}&reset"
+        finally:
+            server.terminate()  # and with it its kernels
+            server.wait(60)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The Chromium of the system: nothing is downloaded."""
+    found = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if found is None:
+        pytest.exit("no Chromium: install it, or name it by CHROMIUM=/path/to/chromium", returncode=1)
+    quiet = ["--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with sync_playwright() as playwright:
+        root = os.geteuid() == 0  # whom Chromium's sandbox does not serve
+        browser = playwright.chromium.launch(executable_path=found, args=quiet, chromium_sandbox=not root)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A window of 1280×900 pixels."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    yield page
+    page.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def _wait_for(address: str, server: subprocess.Popen) -> None:
+    for _ in range(600):
+        assert server.poll() is None, f"JupyterLab did not start, see {HERE / 'jupyter.log'}"
+        try:
+            urllib.request.urlopen(address, timeout=5)
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise TimeoutError(f"JupyterLab does not answer, see {HERE / 'jupyter.log'}")

@@ -1,0 +1,47 @@
+"""What a reader does in JupyterLab: open a notebook, restart its kernel and run all cells."""
+
+import time
+
+from playwright.sync_api import Page
+
+from cam_utils import paths
+
+HERE = paths.BUILD / "e2e"  # screenshots, the server's log, and in `lab` all that the server may write to
+MINUTES = 60_000  # Playwright counts milliseconds
+KERNEL_IS_IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === "code").map(cell => ({
+    source: cell.model.sharedModel.getSource(),
+    count: cell.model.executionCount,
+    running: cell.model.executionState === "running",
+    outputs: cell.model.outputs.toJSON(),
+}))"""
+
+
+def run_all(page: Page, address: str, minutes: float = 20) -> list[dict]:
+    """Open a notebook, run it from the top by JupyterLab's menus; its code cells at the end, or at the first error."""
+    page.goto(address, timeout=2 * MINUTES)
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=2 * MINUTES)
+    page.wait_for_function(KERNEL_IS_IDLE, timeout=2 * MINUTES)
+    _menu(page, "Edit", "Clear Outputs of All Cells")  # so that nothing committed is taken for fresh
+    _menu(page, "Run", "Restart Kernel and Run All Cells…")
+    page.locator(".jp-Dialog button.jp-mod-accept").click()
+    page.locator(".jp-Dialog").wait_for(state="detached")
+    end = time.monotonic() + 60 * minutes
+    while time.monotonic() < end:
+        page.wait_for_timeout(1000)
+        cells = page.evaluate(CELLS)
+        failed = any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
+        if failed or all(cell["count"] and not cell["running"] for cell in cells):
+            page.wait_for_function(KERNEL_IS_IDLE, timeout=2 * MINUTES)
+            return cells
+    raise TimeoutError(f"still running after {minutes} minutes")
+
+
+def _menu(page: Page, menu: str, item: str) -> None:
+    page.get_by_role("menuitem", name=menu, exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text=item).click()
+
+
+def pictures(cells: list[dict]) -> int:
+    """How many outputs of the code cells are pictures."""
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", ()))
