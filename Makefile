@@ -11,11 +11,11 @@ export MALLOC_TRIM_THRESHOLD_ := 4294967296
 export MALLOC_TOP_PAD_ := 67108864
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures test notebooks clean
+.PHONY: help setup figures test e2e notebooks clean
 
 help: ## show this
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
 setup: .venv/installed ## make .venv from requirements.lock (the other targets do it when needed)
 
@@ -30,6 +30,9 @@ test: setup ## lint, unit tests, and the committed outputs of the notebooks agai
 	@$(PY) -m pytest -n 2 --dist loadfile
 	@echo "-- notebooks"
 	@$(NBVAL)
+
+e2e: setup ## every notebook and the explorer in JupyterLab by a real browser, Chromium; screenshots in build/e2e/
+	@browser=$$(CHROMIUM="$(CHROMIUM)" tests/e2e/chromium) && CHROMIUM="$$browser" $(PY) -m pytest tests/e2e --durations=0
 
 notebooks: setup ## like figures, and put the fresh outputs into notebooks/, to be committed
 	@$(PY) -m cam_utils figures --write-back

@@ -227,25 +227,24 @@ def _cost(e: Explanation) -> str:
 def _figure(shown: Image.Image | plotting.Figure, alt: str, caption: str = "") -> str:
     """HTML of a picture with its alternative text."""
     if isinstance(shown, plotting.Figure):
-        png, width = shown._repr_png_(), "100%"
+        png, width = shown._repr_png_()[0], "100%"
     else:
         buffer = io.BytesIO()
         shown.save(buffer, format="png")
-        png, width = buffer.getvalue(), "220px"
-    source = base64.b64encode(png).decode()
-    image = (
-        f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{source}" style="width: {width}; max-width: 704px">'
-    )
-    return f'<figure style="margin: 0">{image}<figcaption style="line-height: 1.4">{caption}</figcaption></figure>'
+        png, width = buffer.getvalue(), "195px"  # four fit beside JupyterLab's list of files in 1280 pixels
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    image = f'<img alt="{html.escape(alt)}" src="{source}" style="width: 100%">'
+    style = f"margin: 0; width: {width}; max-width: 704px; line-height: 1.4"
+    return f'<figure style="{style}">{image}<figcaption>{caption}</figcaption></figure>'
 
 
 def _colour_bar(signed: bool) -> str:
     name = plotting.DIVERGING if signed else plotting.SEQUENTIAL
-    low, high = (
-        ("against the class", "for it; each map over its largest magnitude")
-        if signed
-        else ("0", "1, each map rectified")
-    )
+    ends = {
+        True: ("against the class", "for it; each map over its largest magnitude"),
+        False: ("0", "1, each map rectified"),
+    }
+    low, high = ends[signed]
     colours = ", ".join(matplotlib.colors.to_hex(matplotlib.colormaps[name](k / 10)) for k in range(11))
     bar = f'<span style="width: 160px; height: 12px; background: linear-gradient(to right, {colours})"></span>'
     return f'<div style="display: flex; gap: 8px; align-items: center; margin: 6px 0">{low} {bar} {high}</div>'

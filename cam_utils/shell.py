@@ -86,7 +86,12 @@ def _layers(network: nn.Module, layers: Sequence[str]) -> list[str]:
     if "all" not in layers:
         return [*layers] or [spec_of(network).layer]
     parameter, size = next(network.parameters()), spec_of(network).input_size
-    return list(candidate_layers(network, torch.zeros(1, 3, size, size).to(parameter))[0])
+    try:
+        return list(candidate_layers(network, torch.zeros(1, 3, size, size).to(parameter))[0])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(network).__name__} fails on an input (1,3,{size},{size}), as its spec says: {error}"
+        ) from error
 
 
 def _targets(files, methods, layers, out: Path | None, format: str, several: bool) -> list[Path]:

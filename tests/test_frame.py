@@ -98,7 +98,8 @@ def test_layout():
         assert (paths.ROOT / name).exists(), f"{name} is missing"
     assert "MIT License" in text("LICENSE") and "Nguyễn Khải Phú, Thái Cẩm Phong" in text("LICENSE")
     assert (paths.ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run is not executable"
-    assert text(".ci/run").index("make test") < text(".ci/run").index("make figures")
+    in_order = [text(".ci/run").index(f"make {target}\n") for target in ("test", "e2e", "figures")]
+    assert in_order == sorted(in_order)
     assert "nbstripout" not in text(".pre-commit-config.yaml"), "outputs of notebooks are committed"
 
 
@@ -123,7 +124,7 @@ def test_citation_has_the_authors_and_the_eleven_references_of_the_thesis():
 def test_make_alone_shows_its_targets():
     shown = subprocess.run(["make"], cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
     listed = [line.split()[0] for line in shown.splitlines() if line.startswith("  ")]
-    assert listed == ["help", "setup", "figures", "test", "notebooks", "clean"]
+    assert listed == ["help", "setup", "figures", "test", "e2e", "notebooks", "clean"]
 
 
 def test_sanitizer_takes_durations_but_not_shapes():

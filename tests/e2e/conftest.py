@@ -56,8 +56,7 @@ def browser():
         pytest.exit("no Chromium: install it, or name it by CHROMIUM=/path/to/chromium", returncode=1)
     quiet = ["--disable-gpu", "--disable-background-networking", "--no-first-run"]
     with sync_playwright() as playwright:
-        root = os.geteuid() == 0  # whom Chromium's sandbox does not serve
-        browser = playwright.chromium.launch(executable_path=found, args=quiet, chromium_sandbox=not root)
+        browser = playwright.chromium.launch(executable_path=found, args=quiet)
         yield browser
         browser.close()
 
