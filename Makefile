@@ -11,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ := 4294967296
 export MALLOC_TOP_PAD_ := 67108864
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures test e2e notebooks clean
+.PHONY: help setup figures test site e2e notebooks clean
 
 help: ## show this
 	@echo "make TARGET, where TARGET is one of"
@@ -31,7 +31,13 @@ test: setup ## lint, unit tests, and the committed outputs of the notebooks agai
 	@echo "-- notebooks"
 	@$(NBVAL)
 
-e2e: setup ## every notebook and the explorer in JupyterLab by a real browser, Chromium; screenshots in build/e2e/
+site: setup ## the notebooks as committed and the reference of cam_utils as web pages, in build/site/
+	@rm -rf build/pages build/site && mkdir -p build/pages/docs
+	@cp -r notebooks figures data README.md README.vi.md CITATION.cff docs/site/*.md build/pages && cp docs/*.md build/pages/docs
+	@$(PY) -m sphinx -W --keep-going -q -c docs/site -d build/doctrees build/pages build/site
+	@echo "build/site/index.html"
+
+e2e: site ## every notebook, the explorer and the site in a real browser, Chromium; screenshots in build/e2e/
 	@browser=$$(CHROMIUM="$(CHROMIUM)" tests/e2e/chromium) && CHROMIUM="$$browser" $(PY) -m pytest tests/e2e --durations=0
 
 notebooks: setup ## like figures, and put the fresh outputs into notebooks/, to be committed

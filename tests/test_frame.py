@@ -124,7 +124,7 @@ def test_citation_has_the_authors_and_the_eleven_references_of_the_thesis():
 def test_make_alone_shows_its_targets():
     shown = subprocess.run(["make"], cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
     listed = [line.split()[0] for line in shown.splitlines() if line.startswith("  ")]
-    assert listed == ["help", "setup", "figures", "test", "e2e", "notebooks", "clean"]
+    assert listed == ["help", "setup", "figures", "test", "site", "e2e", "notebooks", "clean"]
 
 
 def test_sanitizer_takes_durations_but_not_shapes():
