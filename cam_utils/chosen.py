@@ -38,7 +38,7 @@ class Upload:
     def image(self) -> Image.Image:
         """The picture in RGB. Raises ValueError with the cause where it is too large or no image."""
         if len(self.content) > MAX_UPLOAD:
-            size = f"{len(self.content) / 2**20:.0f} MB, the limit is {MAX_UPLOAD / 2**20:.0f} MB"
+            size = f"{len(self.content) / 2**20:.1f} MB, the limit is {MAX_UPLOAD / 2**20:.0f} MB"
             raise ValueError(f"{self.name} is too large ({size}): save it smaller first")
         with TemporaryDirectory() as folder:
             file = Path(folder) / "upload"

@@ -104,7 +104,7 @@ class Explorer(widgets.VBox):
 
     def _arranged(self) -> list[widgets.Widget]:
         row = {"flex_flow": "row wrap", "align_items": "center", "overflow": "visible"}
-        half = {"flex": "1 1 420px", "min_width": "420px"}
+        half = {"flex": "1 1 600px", "min_width": "420px"}
         owen = [widgets.HTML("<b>Owen-CAM's budget and its error</b>"), self.budget, self.error]
         fade = [widgets.HTML("<b>Fading along Owen's diagonal</b>"), self.q, self.fade]
         return [

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tomllib
 
+import pandas as pd
 import pytest
 import yaml
 from packaging.markers import Marker
@@ -161,3 +162,33 @@ def test_the_readmes_python_runs_as_it_stands(monkeypatch):
     names = {}
     exec(block, names)
     assert names["maps"].shape == (1, 7, 7) and names["estimates"][0].standard_error.isfinite().all()
+
+
+def test_the_decision_table_in_the_readme_agrees_with_the_tables_of_results():
+    results = paths.ROOT / "data/results"
+    errors, maps = (pd.read_csv(results / name) for name in ("shapley.csv", "maps.csv"))
+    errors = errors[(errors.network == "tf_efficientnet_lite0") & (errors.estimator == "Owen-CAM")]
+    maps = maps[maps.network == "tf_efficientnet_lite0"].groupby(["layer", "method"]).correlation.median()
+    table = text("README.md").partition("## Which method when")[2]
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines() if line.startswith("| ")
+    ]
+    rows = {(what, take): rest for what, take, *rest in rows[1:]}
+    checked = 0
+    for (what, take), (price, error, correlation) in rows.items():
+        layer = "blocks.4" if "blocks.4" in what else "blocks.5"
+        if take.startswith("`owen_cam`") and "bn2" not in what:
+            budget = int(re.search(r"budget=(\d+)|$", take)[1] or 32)  # its default is what 32 buys
+            found = errors[(errors.layer == layer) & (errors.budget == budget)][
+                ["cost", "error", "correlation"]
+            ].median()
+            assert abs(found.cost - float(price)) <= 1
+            assert (error, correlation) == (f"{found.error:.2f}", f"{found.correlation:.2f}")
+            checked += 1
+        for name, peer in {"grad_cam": "GradCAM", "hires_cam": "HiResCAM", "layer_cam": "LayerCAM"}.items():
+            if f"`{name}`" in take:
+                found = maps[layer, "grad-cam's " + peer]
+                assert f"{found:.2f}" in correlation
+                checked += 1
+    assert checked == 7
+    assert rows["Shap-CAM as published, to compare with", "`shap_cam`"][0] == f"{2 * 200 * 49 + 2:,}"
