@@ -169,7 +169,7 @@ def test_the_decision_table_in_the_readme_agrees_with_the_tables_of_results():
     errors, maps = (pd.read_csv(results / name) for name in ("shapley.csv", "maps.csv"))
     errors = errors[(errors.network == "tf_efficientnet_lite0") & (errors.estimator == "Owen-CAM")]
     maps = maps[maps.network == "tf_efficientnet_lite0"].groupby(["layer", "method"]).correlation.median()
-    table = text("README.md").partition("## Which method when")[2]
+    table = text("README.md").partition("## Which method when")[2].partition("\n## ")[0]
     rows = [
         [cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines() if line.startswith("| ")
     ]
@@ -192,3 +192,28 @@ def test_the_decision_table_in_the_readme_agrees_with_the_tables_of_results():
                 checked += 1
     assert checked == 7
     assert rows["Shap-CAM as published, to compare with", "`shap_cam`"][0] == f"{2 * 200 * 49 + 2:,}"
+
+
+def test_the_vietnamese_readme_says_the_same():
+    """The same commands and links, and the same numbers in the tables."""
+    both = [text(name) for name in ("README.md", "README.vi.md")]
+
+    def commands(page):
+        return [
+            line.split("#")[0].strip()
+            for block in re.findall(r"```\w+\n(.*?)```", page, re.S)
+            for line in block.splitlines()
+        ]
+
+    def numbers(page):
+        rows = [line for line in page.splitlines() if line.startswith("| ") and ("`" in line)]
+        return [
+            re.findall(r"(?<![\w.])\d[\d.,]*(?![\w.])", row.rpartition("`")[2]) for row in rows if "cam_utils/" not in row
+        ]
+
+    english, vietnamese = map(commands, both)
+    assert len(vietnamese) > 15 and set(vietnamese) <= set(english)
+    assert numbers(both[0])[:17] == numbers(both[1])[:17]
+    links = [set(re.findall(r"\]\(([^)]*)\)", page)) for page in both]
+    assert links[0] - links[1] <= {"README.vi.md", "https://jobqueue.dask.org"}
+    assert links[1] - links[0] <= {"README.md"}
