@@ -208,7 +208,9 @@ def test_the_vietnamese_readme_says_the_same():
     def numbers(page):
         rows = [line for line in page.splitlines() if line.startswith("| ") and ("`" in line)]
         return [
-            re.findall(r"(?<![\w.])\d[\d.,]*(?![\w.])", row.rpartition("`")[2]) for row in rows if "cam_utils/" not in row
+            re.findall(r"(?<![\w.])\d[\d.,]*(?![\w.])", row.rpartition("`")[2])
+            for row in rows
+            if "cam_utils/" not in row
         ]
 
     english, vietnamese = map(commands, both)

@@ -85,6 +85,11 @@ def test_every_saved_figure_is_shown(notebook):
     saved = sum(cell.source.count("save_figure(") for cell in code(notebook))
     shown = sum("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
     assert shown >= saved > 0, f"{saved} figures are saved, {shown} shown"
+    texts = set(alternative_texts().values())
+    for output in (
+        output for cell in code(notebook) for output in cell.outputs if "image/png" in output.get("data", {})
+    ):
+        assert output.metadata.get("image/png", {}).get("alt") in texts
 
 
 def test_every_figure_has_an_alternative_text_of_one_or_two_sentences():

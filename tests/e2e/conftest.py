@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 
 from cam_utils import paths
 from cam_utils.notebooks import KERNEL_ENVIRONMENT
-from lab_page import HERE
+from lab_page import HERE, close
 
 NO_NEWS = '{"fetchNews": "false", "checkForUpdates": false}'
 
@@ -66,7 +66,7 @@ def page(browser):
     """A window of 1280×900 pixels."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     yield page
-    page.close()
+    close(page)
 
 
 def _free_port() -> int:

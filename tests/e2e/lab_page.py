@@ -37,6 +37,12 @@ def run_all(page: Page, address: str, minutes: float = 20) -> list[dict]:
     raise TimeoutError(f"still running after {minutes} minutes")
 
 
+def close(page: Page) -> None:
+    """Shut the notebook's kernel down, which may hold gigabytes, and close the page."""
+    page.evaluate("async () => { await window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown(); }")
+    page.close()
+
+
 def _menu(page: Page, menu: str, item: str) -> None:
     page.get_by_role("menuitem", name=menu, exact=True).click()
     page.locator(".lm-Menu-itemLabel", has_text=item).click()

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from cam_utils import paths
-from lab_page import HERE, MINUTES, run_all
+from lab_page import HERE, MINUTES, close, run_all
 
 MAPS, ERROR, FADE = (
     "Map of",
@@ -74,7 +74,7 @@ def app(lab, browser):
     run_all(page, lab.format("08_explorer.ipynb"))
     yield Explorer(page)
     page.screenshot(path=HERE / "explorer_end.png")
-    page.close()
+    close(page)
 
 
 def test_starts_with_maps_the_error_and_the_diagonal(app):
