@@ -14,7 +14,7 @@ html_title = project
 language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "extension"]
-exclude_patterns = ["README.md", "data/results", "**/.ipynb_checkpoints"]  # the README is the first page's text
+exclude_patterns = ["README.md", "**/.ipynb_checkpoints"]  # the README is the first page's text
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # nothing from a CDN

@@ -84,6 +84,12 @@ def prepare_notebook(app: Sphinx, docname: str, source: list[str]):
     source[0] = json.dumps(notebook)
 
 
+def prepare_translation(app: Sphinx, docname: str, source: list[str]):
+    """The README is the first page here."""
+    if docname == "README.vi":
+        source[0] = source[0].replace("(README.md)", "(index.md)")
+
+
 def escaped(text: str) -> str:
     """Plain text as reStructuredText."""
     return re.sub(r"([\\*|_])", r"\\\1", text)
@@ -149,6 +155,7 @@ def setup(app: Sphinx):
     app.add_directive("methods-table", MethodsTable)
     app.connect("builder-inited", read_notebooks)
     app.connect("source-read", prepare_notebook)
+    app.connect("source-read", prepare_translation)
     app.connect("autodoc-process-docstring", prepare_docstring)
     app.connect("autodoc-skip-member", skip_foreign)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
