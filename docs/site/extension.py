@@ -34,7 +34,8 @@ def names_used(code: str) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cam_utils"):
             module = importlib.import_module(node.module)
             for alias in node.names:
-                known[alias.asname or alias.name] = getattr(module, alias.name)
+                thing = getattr(module, alias.name, None)  # None: a module that nothing has imported yet
+                known[alias.asname or alias.name] = thing or importlib.import_module(f"{node.module}.{alias.name}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = known.get(node.value.id)

@@ -1,7 +1,9 @@
 """What a reader does in JupyterLab: open a notebook, restart its kernel and run all cells."""
 
 import time
+from pathlib import Path
 
+import nbformat
 from playwright.sync_api import Page
 
 from cam_utils import paths
@@ -48,6 +50,17 @@ def _menu(page: Page, menu: str, item: str) -> None:
     page.locator(".lm-Menu-itemLabel", has_text=item).click()
 
 
-def pictures(cells: list[dict]) -> int:
-    """How many outputs of the code cells are pictures."""
+def check_as_committed(page: Page, cells: list[dict], file: Path) -> None:
+    """The cells on the page have run in order, without an error, and show as many pictures as the committed notebook."""
+    errors = [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    assert not errors, "\n".join(errors[0]["traceback"])
+    assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
+    committed = nbformat.read(file, as_version=4).cells
+    assert [cell["source"] for cell in cells] == [cell.source for cell in committed if cell.cell_type == "code"]
+    assert _pictures(cells) == _pictures(committed)
+    assert page.locator(".jp-OutputArea-output img").count()
+    assert page.evaluate("() => [...document.images].every(image => !image.complete || image.naturalWidth)")
+
+
+def _pictures(cells: list[dict]) -> int:
     return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", ()))

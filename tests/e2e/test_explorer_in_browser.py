@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from cam_utils import paths
-from lab_page import HERE, MINUTES, close, run_all
+from lab_page import HERE, MINUTES, check_as_committed, close, run_all
 
 MAPS, ERROR, FADE = (
     "Map of",
@@ -71,7 +71,8 @@ class Explorer:
 @pytest.fixture(scope="module")
 def app(lab, browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1400})
-    run_all(page, lab.format("08_explorer.ipynb"))
+    cells = run_all(page, lab.format("08_explorer.ipynb"))
+    check_as_committed(page, cells, paths.NOTEBOOKS / "08_explorer.ipynb")
     yield Explorer(page)
     page.screenshot(path=HERE / "explorer_end.png")
     close(page)
