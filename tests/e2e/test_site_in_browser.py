@@ -126,10 +126,8 @@ def test_search_finds_shapley(tab, origin, scheme):
     tab.goto(root + "index.html")
     tab.evaluate("document.querySelector('form.sidebar-search-container').setAttribute('target', '_self')")
     tab.goto(root + "search.html?q=Shapley")
-    results = tab.locator("ul.search li a")
-    results.first.wait_for()
-    found = [urldefrag(urljoin(tab.url, link.get_attribute("href")))[0] for link in results.all()]
-    assert root + "notebooks/05_shap_cam.html" in found
+    # results arrive one by one
+    tab.locator("ul.search li a[href*='05_shap_cam']").first.wait_for()
 
 
 def test_navigation_on_the_phone(browser, origin):
