@@ -195,7 +195,8 @@ def _checked(profile: str | Profile, choices: dict, data: str | Path | None) -> 
         missing = [part for part in METRICS[metric].of if part not in profile.metrics]
         if missing:
             raise ValueError(f"{metric} is made of other metrics: ask for {', '.join(missing)} too")
-    return profile
+    # whatever their order: what a metric is made of comes first in METRICS
+    return replace(profile, metrics=tuple(metric for metric in METRICS if metric in profile.metrics))
 
 
 def _known(kind: str, names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:

@@ -489,3 +489,10 @@ def test_dask_where_it_is_not(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ValueError, match="cluster"):
         measured(tmp_path, images(tmp_path / "data", 1), engine="dask")
+
+
+def test_the_order_of_the_metrics_does_not_matter(tmp_path):
+    """A metric that is made of others was lost where it was asked for before them."""
+    metrics = ("adcc", "average_drop", "coherency", "complexity")
+    found = measured(tmp_path / "out", images(tmp_path / "data", 1), choices={"metrics": metrics})
+    assert set(found.metric) == set(metrics)
