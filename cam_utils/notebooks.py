@@ -114,14 +114,18 @@ def check_parameters(notebook: Notebook, given: dict) -> None:
 def run(notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeout: float, label: str) -> None:
     """Execute into `target`, saving figures into `figures`; ReproductionError says which cell failed and why.
 
-    changed: parameters that differ from the notebook's own. timeout: seconds for a cell. label: of the progress
-    bar, which a terminal shows.
+    Tables that it writes go into a folder named like `figures`, with the suffix .tables. changed: parameters that differ
+    from the notebook's own. timeout: seconds for a cell. label: of the progress bar, which a terminal shows.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     figures.mkdir(parents=True)
     search = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    environment = KERNEL_ENVIRONMENT | {"CAM_UTILS_FIGURES": str(figures), "PYTHONPATH": search}
+    environment = KERNEL_ENVIRONMENT | {
+        "CAM_UTILS_FIGURES": str(figures),
+        "CAM_UTILS_TABLES": f"{figures}.tables",
+        "PYTHONPATH": search,
+    }
     # papermill takes a path for a format string
     source, output = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, target))
     bar = {"desc": label, "leave": False} if sys.stderr.isatty() else False

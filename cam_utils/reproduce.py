@@ -1,7 +1,7 @@
-"""Run the notebooks headlessly and publish their figures, all or nothing: `make figures`.
+"""Run the notebooks headlessly and publish their figures and tables, all or nothing: `make figures`.
 
 The figures go into a staging folder; only when all notebooks have succeeded and every figure is accounted for
-do they move to figures/, the manifest last.
+do they move to figures/, the manifest last, and tables to data/results/.
 """
 
 import fcntl
@@ -78,7 +78,9 @@ def reproduce(
                 staged |= {file.name: file for file in pair}
             say(f"{label}: {time.monotonic() - start:.1f} s, figures: {len(files)}")
         stale = _stale(figures, old["figures"], made, kept, prune)
+        tables = sorted(file for notebook in notebooks for file in _tables(notebook, build / "staging"))
         _publish(figures, staged, stale, {"versions": versions, "figures": dict(sorted((kept | made).items()))})
+        _publish_tables(tables, figures / "tables" if changed else root / "data" / "results")
         for notebook in notebooks if write_back else ():
             write_outputs(executed / notebook.path.name, notebook.path)
     _report(figures.relative_to(root), old["figures"], made, stale, say)
@@ -124,6 +126,25 @@ def _staged(notebook: Notebook, staging: Path) -> dict[str, list[Path]]:
         if len(files) < len(MARKS):
             raise ReproductionError(f"{notebook.path.name} saved {files[0].name} alone: {slug} needs PNG and PDF")
     return figures
+
+
+def _tables(notebook: Notebook, staging: Path) -> list[Path]:
+    """The tables that a notebook has written, each checked for its name."""
+    files = sorted((staging / f"{notebook.name}.tables").glob("*"))
+    for file in files:
+        if not re.fullmatch(notebook.number + r"_[\w-]+\.(csv|tex)", file.name):
+            raise ReproductionError(
+                f"{notebook.path.name} wrote {file.name}, but its tables are {notebook.number}_slug.csv"
+            )
+    return files
+
+
+def _publish_tables(tables: list[Path], folder: Path) -> None:
+    for file in tables:
+        folder.mkdir(parents=True, exist_ok=True)
+        incoming = folder / f".{file.name}.incoming"
+        shutil.copyfile(file, incoming)
+        os.replace(incoming, folder / file.name)
 
 
 def _stale(figures: Path, old: dict, made: dict, kept: dict, prune: bool) -> list[str]:

@@ -264,3 +264,29 @@ def test_command_line_shows_errors_without_traceback(monkeypatch, capsys, error,
 
     monkeypatch.setattr("cam_utils.reproduce.reproduce", fail)
     assert command(monkeypatch, capsys, "figures") == (code, "", "error: cell 3 failed\n")
+
+
+def test_tables_are_published_beside_the_results_and_a_variants_with_its_figures(tmp_path):
+    table = """
+folder = pathlib.Path(os.environ["CAM_UTILS_TABLES"])
+folder.mkdir()
+(folder / "01_ranks.csv").write_text(photo)
+"""
+    write(tmp_path, "01_first", 'save("01_a")', table)
+    reproduce(tmp_path, say=lambda line: None)
+    assert (tmp_path / "data/results/01_ranks.csv").read_text() == "cat"
+    folder = reproduce(tmp_path, parameters={"photo": "dog"}, say=lambda line: None)
+    assert (folder / "tables/01_ranks.csv").read_text() == "dog"
+    assert contents(tmp_path / "data") == {"results/01_ranks.csv": b"cat"}
+
+
+def test_a_table_of_another_notebook_is_refused_and_nothing_is_published(tmp_path):
+    table = """
+folder = pathlib.Path(os.environ["CAM_UTILS_TABLES"])
+folder.mkdir()
+(folder / "shapley.csv").write_text("")
+"""
+    write(tmp_path, "01_first", 'save("01_a")', table)
+    with pytest.raises(ReproductionError, match="wrote shapley.csv, but its tables are 01_slug"):
+        reproduce(tmp_path, say=lambda line: None)
+    assert not (tmp_path / "data").exists() and not (tmp_path / "figures" / "01_a.png").exists()
