@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import plotting
 from .data import Photo, load_image
-from .explanation import Explanation, explain
+from .explanation import Explanation, check_options, explain
 from .games import LayerGame
 from .layers import map_sizes
 from .models import class_names, load_model, preprocess, spec_of, view
@@ -98,7 +98,7 @@ def explained(choice: Choice, method: str, budget: float | None = None) -> Expla
         options = {"samples_per_position": max(1, _SAMPLES[method] // (2 * game(choice).n_players))}
     elif method == "lime":
         options = {"n_samples": _SAMPLES[method]}
-    if method in (*SLOW, "ablation_cam"):
+    if "progress" in check_options(method):
         options["progress"] = False
     model = network(choice.model)
     return explain(model, picture(choice.photo), choice.target, method, choice.layer, **options)

@@ -173,7 +173,7 @@ def overlay(image: Image.Image, heat: Tensor, *, alpha: float = 0.5, signed: boo
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
 
 
-def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, side: str = "right", colours=None) -> None:
+def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, side: str = "right") -> None:
     """A small label beside each point {name: (x, y)}, moved up where it would cover another; limits and scales must be set."""
     taken, sign = [], 1 if side == "right" else -1
     for name, place in sorted(points.items(), key=lambda item: tuple(item[1][::-1])):
@@ -184,4 +184,4 @@ def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, side: s
         at = ax.transData.inverted().transform((x + 6 * sign, y))
         style = {"fontsize": 6, "va": "center", "ha": "left" if sign > 0 else "right"}
         style["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 2}
-        ax.annotate(name, place, xytext=at, color=(colours or {}).get(name, "0.1"), **style)
+        ax.annotate(name, place, xytext=at, color="0.1", **style)

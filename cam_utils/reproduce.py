@@ -78,9 +78,14 @@ def reproduce(
                 staged |= {file.name: file for file in pair}
             say(f"{label}: {time.monotonic() - start:.1f} s, figures: {len(files)}")
         stale = _stale(figures, old["figures"], made, kept, prune)
-        tables = sorted(file for notebook in notebooks for file in _tables(notebook, build / "staging"))
-        _publish(figures, staged, stale, {"versions": versions, "figures": dict(sorted((kept | made).items()))})
-        _publish_tables(tables, figures / "tables" if changed else root / "data" / "results")
+        tables = {file.name: file for notebook in notebooks for file in _tables(notebook, build / "staging")}
+        manifest = {"versions": versions, "figures": dict(sorted((kept | made).items()))}
+        (build / "staging" / "manifest.json").write_text(
+            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
+        _publish(figures, staged | {"manifest.json": build / "staging" / "manifest.json"}, stale)
+        if tables:
+            _publish(figures / "tables" if changed else root / "data" / "results", tables)
         for notebook in notebooks if write_back else ():
             write_outputs(executed / notebook.path.name, notebook.path)
     _report(figures.relative_to(root), old["figures"], made, stale, say)
@@ -139,14 +144,6 @@ def _tables(notebook: Notebook, staging: Path) -> list[Path]:
     return files
 
 
-def _publish_tables(tables: list[Path], folder: Path) -> None:
-    for file in tables:
-        folder.mkdir(parents=True, exist_ok=True)
-        incoming = folder / f".{file.name}.incoming"
-        shutil.copyfile(file, incoming)
-        os.replace(incoming, folder / file.name)
-
-
 def _stale(figures: Path, old: dict, made: dict, kept: dict, prune: bool) -> list[str]:
     """The files in `figures` that no notebook makes (any more); an error unless they are to be pruned."""
     present = {file.name for file in figures.glob("[!.]*") if file.is_file()} - {"manifest.json"}
@@ -170,19 +167,18 @@ def _read_manifest(figures: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"versions": {}, "figures": {}}
 
 
-def _publish(figures: Path, staged: dict[str, Path], stale: list[str], manifest: dict) -> None:
-    incoming = figures / ".incoming"  # inside of it, so that every file arrives by a rename
+def _publish(folder: Path, staged: dict[str, Path], stale: list[str] = ()) -> None:
+    """Put the files {name: where it is} into `folder`, in their order, and delete those that are stale."""
+    incoming = folder / ".incoming"  # inside of it, so that every file arrives by a rename
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
     try:
         for name, file in staged.items():
             shutil.copyfile(file, incoming / name)
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        (incoming / "manifest.json").write_text(text, encoding="utf-8")
         for name in stale:
-            (figures / name).unlink()
-        for name in [*staged, "manifest.json"]:
-            os.replace(incoming / name, figures / name)
+            (folder / name).unlink()
+        for name in staged:
+            os.replace(incoming / name, folder / name)
     finally:
         shutil.rmtree(incoming)
 

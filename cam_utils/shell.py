@@ -82,7 +82,7 @@ def _format(out: Path | None, format: str | None, several: bool) -> str:
 
 
 def _layers(network: nn.Module, layers: Sequence[str]) -> list[str]:
-    """Layers by name, None for the network's own, "all" for the last at every resolution."""
+    """Layers by name; none: the network's own; "all": the last at every resolution."""
     if "all" not in layers:
         return [*layers] or [spec_of(network).layer]
     parameter, size = next(network.parameters()), spec_of(network).input_size
