@@ -80,10 +80,9 @@ def reproduce(
         stale = _stale(figures, old["figures"], made, kept, prune)
         tables = {file.name: file for notebook in notebooks for file in _tables(notebook, build / "staging")}
         manifest = {"versions": versions, "figures": dict(sorted((kept | made).items()))}
-        (build / "staging" / "manifest.json").write_text(
-            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8"
-        )
-        _publish(figures, staged | {"manifest.json": build / "staging" / "manifest.json"}, stale)
+        record = build / "staging" / "manifest.json"
+        record.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _publish(figures, staged | {record.name: record}, stale)
         if tables:
             _publish(figures / "tables" if changed else root / "data" / "results", tables)
         for notebook in notebooks if write_back else ():
