@@ -1,6 +1,7 @@
 """The command line: `python -m cam_utils --help`. What a command needs is imported when it runs, to start fast."""
 
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -178,6 +179,30 @@ def experiments(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"written: {out / 'experiments.csv'}")
+
+
+@app.command()
+def compare(
+    one: Annotated[Path, typer.Argument(help="A folder of figures or tables, such as figures.")],
+    other: Annotated[Path, typer.Argument(help="That of another run or machine.")],
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="Differences up to this are none: of pixels from 0 to 1, of numbers relatively."),
+    ] = 0,
+):
+    """Name what differs between the figures and tables of two runs; exit code 1 if anything does."""
+    from .compare import compare as compared
+    from .compare import reasons
+
+    number, differences = compared(one, other)
+    differences = [d for d in differences if d.size > tolerance or d.size == tolerance == 0]
+    for what, same in groupby(sorted(differences, key=lambda d: d.what), lambda d: d.what):
+        typer.echo(f"{what}: {', '.join(difference.name for difference in same)}")
+    for reason in reasons(one, other) if differences else ():
+        typer.echo(f"made with {reason}")
+    typer.echo(f"{number} files, {len(differences)} differ" + (f" by more than {tolerance:g}" if tolerance else ""))
+    if differences:
+        raise typer.Exit(1)
 
 
 @app.command()
