@@ -11,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ := 4294967296
 export MALLOC_TOP_PAD_ := 67108864
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures test site e2e notebooks clean
+.PHONY: help setup figures test site e2e determinism notebooks clean
 
 help: ## show this
 	@echo "make TARGET, where TARGET is one of"
@@ -39,6 +39,9 @@ site: setup ## the notebooks as committed and the reference of cam_utils as web 
 
 e2e: site ## every notebook, the explorer and the site in a real browser, Chromium; screenshots in build/e2e/
 	@browser=$$(CHROMIUM="$(CHROMIUM)" tests/e2e/chromium) && CHROMIUM="$$browser" $(PY) -m pytest tests/e2e --durations=0
+
+determinism: setup ## after test, e2e and figures: their three runs of the notebooks drew the same figures, byte by byte
+	@for run in build/figures build/e2e/lab/made; do $(PY) -m cam_utils compare $$run figures || exit 1; done
 
 notebooks: setup ## like figures, and put the fresh outputs into notebooks/, to be committed
 	@$(PY) -m cam_utils figures --write-back

@@ -79,9 +79,8 @@ def _pixels(a: Path, b: Path) -> tuple[str, float]:
     apart = np.abs(first - second).max(2)
     if not apart.any():
         return "the same pixels, other bytes (metadata or compression)", 0.0
-    return f"{np.count_nonzero(apart) / apart.size:.2%} of the pixels, by up to {apart.max():.3f} of 1", float(
-        apart.max()
-    )
+    size = float(apart.max())
+    return f"{np.count_nonzero(apart):,} of {apart.size:,} pixels, by up to {size:.3f} of 1", size
 
 
 def _drawing(a: Path, b: Path) -> tuple[str, float]:
@@ -105,9 +104,9 @@ def _cells(a: Path, b: Path) -> tuple[str, float]:
     lines, size = [], 0.0
     for column in first:
         apart = [_apart(x, y) for x, y in zip(first[column], second[column], strict=True) if x != y]
-        if apart:
+        if any(apart):
             by = "" if math.isinf(max(apart)) else f", by up to {max(apart):.1e}"
-            lines.append(f"{column}: {len(apart)} of {len(first)} cells{by}")
+            lines.append(f"{column}: {np.count_nonzero(apart)} of {len(first)} cells{by}")
             size = max(size, *apart)
     return "; ".join(lines) or "the same cells, other bytes", size
 

@@ -34,7 +34,7 @@ COLUMNS = tuple("set model layer image target label score method metric value se
 EVERY_METHOD = METHODS | BASELINES
 SHAPLEY = ("shap_cam", "owen_cam")  # whose maps are Shapley values of the layer's positions
 _REST = frozenset(  # compute no value of the table
-    "__init__ __main__ chosen cli engine experiments explorer language networks notebooks packages paths plotting reproduce "
+    "__init__ __main__ chosen cli compare engine experiments explorer language networks notebooks packages paths plotting reproduce "
     "shell statistics tokens".split()
 )
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow")

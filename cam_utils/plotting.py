@@ -9,6 +9,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 import matplotlib.figure
@@ -69,13 +70,18 @@ def save_figure(figure: Figure, name: str) -> Figure:
     folder = figures_folder()
     folder.mkdir(parents=True, exist_ok=True)
     figure.alt = alternative_texts().get(name, "")
-    about = {"Subject": repr(figure), "CreationDate": None, "Creator": None, "Producer": None}
     with translated(figure, figure.catalogue) as missing:
-        figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Description": repr(figure), "Software": None})
-        figure.savefig(folder / f"{name}.pdf", dpi=160, metadata=about)
+        write_figure(figure, folder / f"{name}.png", {"Description": repr(figure)})
+        write_figure(figure, folder / f"{name}.pdf", {"Subject": repr(figure)})
     if missing:
         warnings.warn(f"{name}: no translation of {', '.join(map(repr, sorted(missing)))}", stacklevel=2)
     return figure
+
+
+def write_figure(figure: Figure, file: Path, about: Mapping[str, str] | None = None, **options) -> None:
+    """Write a PNG or PDF with what it says `about` itself, and without a date: the same figure gives the same bytes."""
+    silent = ("Software",) if file.suffix == ".png" else ("CreationDate", "Creator", "Producer")
+    figure.savefig(file, dpi=160, metadata=dict.fromkeys(silent) | dict(about or {}), **options)
 
 
 def show_image(ax: Axes, image: Image.Image | np.ndarray, title: str = "") -> None:
@@ -142,7 +148,7 @@ def plot_explanations(explanations: Sequence, *, signed: bool = False, columns: 
         size = "×".join(map(str, e.map.shape))
         error = f"\nstandard error {e.relative_error:.0%}" if e.relative_error else ""
         about = f"{e.method} at {e.layer}\n{textwrap.shorten(e.label, length)} {e.score:.1%}\n"
-        about += f"{size}, {e.seconds:.2g} s\n{e.n_evaluations:.4g} evaluations{error}"
+        about += f"{size}, {e.n_evaluations:.4g} evaluations{error}"
         maps[about] = e.map
     rows = -(-(len(maps) + 1) // columns)
     columns = -(-(len(maps) + 1) // rows)  # rows of the same length, as far as it goes

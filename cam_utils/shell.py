@@ -15,7 +15,7 @@ from .layers import candidate_layers
 from .models import spec_of
 from .networks import open_model
 from .notebooks import parse_parameters
-from .plotting import plot_contact_sheet, plot_explanations, use_style
+from .plotting import plot_contact_sheet, plot_explanations, use_style, write_figure
 
 FORMATS = ("png", "pdf", "npy")
 CONTACT_SHEET = "contact_sheet"
@@ -68,7 +68,7 @@ def explain_files(
     if len(sheet) > 1 and format != "npy":
         to = targets[0].parent / f"{CONTACT_SHEET}.{format}"
         with _writing(to):
-            plot_contact_sheet(*zip(*sheet, strict=True)).savefig(to, dpi=160, bbox_inches="tight")
+            write_figure(plot_contact_sheet(*zip(*sheet, strict=True)), to, bbox_inches="tight")
         say(f"{len(sheet)} photos side by side: {to}")
     return len(sheet), failed
 
@@ -149,7 +149,7 @@ def _write(found: list[Explanation], to: Path, signed: bool) -> None:
         if to.suffix == ".npy":
             np.save(to, np.stack(maps) if len(maps) > 1 else maps[0], allow_pickle=False)
         else:
-            plot_explanations(found, signed=signed).savefig(to, dpi=160, bbox_inches="tight")
+            write_figure(plot_explanations(found, signed=signed), to, bbox_inches="tight")
 
 
 def _report(found: list[Explanation], file: Path, to: Path, several: bool, say: Callable[[str], None]) -> None:

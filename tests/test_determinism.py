@@ -1,0 +1,45 @@
+"""The same photo gives the same bytes, wherever and in whatever surroundings; threads move the last digits alone."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cam_utils import METHODS, paths, preprocess
+from cam_utils.data import load_photo
+
+SURROUNDINGS = {
+    "plain": {},
+    "another locale, timezone and hash seed": {"LC_ALL": "C", "TZ": "Asia/Ho_Chi_Minh", "PYTHONHASHSEED": "7"},
+}
+SMALL = {"shap_cam": {"samples_per_position": 1}, "lime": {"n_samples": 50}}
+TOLERANCE = 1e-4  # of a map in float32, relative to its largest value: what one and two threads may differ by
+
+
+def test_explain_writes_the_same_bytes_in_other_surroundings(tmp_path):
+    made = []
+    for folder, surroundings in SURROUNDINGS.items():
+        here = tmp_path / folder
+        here.mkdir()
+        command = [sys.executable, "-m", "cam_utils", "explain", str(paths.PHOTOS / "dog.jpg"), "-o", "budget=64"]
+        environment = os.environ | {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"} | surroundings
+        for name in ("map.png", "map.pdf", "map.npy"):
+            subprocess.run([*command, "--out", name], cwd=here, env=environment, check=True, capture_output=True)
+        made.append({file.name: file.read_bytes() for file in here.iterdir()})
+    assert set(made[0]) == {"map.png", "map.pdf", "map.npy"}
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_and_two_threads_agree_up_to_the_stated_tolerance(lite0, method):
+    layer = "conv_head" if method == "cam" else "blocks.5"
+    x, before, maps = preprocess(load_photo("dog").image, lite0)[..., 48:176, 48:176], torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            maps.append(METHODS[method](lite0, layer, x, lite0(x).argmax(1), **SMALL.get(method, {})))
+    finally:
+        torch.set_num_threads(before)
+    assert (maps[0] - maps[1]).abs().max() <= TOLERANCE * maps[0].abs().max()
