@@ -83,7 +83,6 @@ def cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
     )
 
 
-@torch.no_grad()
 def score_cam(
     model: nn.Module,
     layer: Layer,
@@ -100,7 +99,7 @@ def score_cam(
     progress: True or False switches the bar on or off; None shows it on a terminal.
     """
     layer, target = resolve_layer(model, layer), check_input(x, target)
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         with capture(layer) as captured:
             check_output(model(x), target)
         count(len(x))
@@ -116,7 +115,6 @@ def score_cam(
     return torch.stack(maps)
 
 
-@torch.no_grad()
 def ablation_cam(
     model: nn.Module,
     layer: Layer,
@@ -133,7 +131,7 @@ def ablation_cam(
     """
     layer, target = resolve_layer(model, layer), check_input(x, target)
     features, head = split(model, layer)
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         maps = []
         for image, c in zip(x, target, strict=True):
             A = feature_maps(features(image[None]))
