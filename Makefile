@@ -11,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ := 4294967296
 export MALLOC_TOP_PAD_ := 67108864
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures test site e2e determinism notebooks clean
+.PHONY: help setup figures test site e2e determinism mutants supply notebooks clean
 
 help: ## show this
 	@echo "make TARGET, where TARGET is one of"
@@ -46,6 +46,12 @@ determinism: setup ## after test, e2e and figures: their three runs of the noteb
 notebooks: setup ## like figures, and put the fresh outputs into notebooks/, to be committed
 	@$(PY) -m cam_utils figures --write-back
 
+supply: setup ## the bill of materials (CycloneDX) and the licences of all packages, checked, in build/supply/
+	@mkdir -p build/supply
+	@$(PY) -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible -o build/supply/sbom.json $(PY)
+	@$(PY) -m piplicenses --with-system --with-urls --format=csv --output-file=build/supply/licences.csv
+	@$(PY) -m pytest -q tests/test_supply.py tests/test_data.py -k "licence_on or materials or attribution"
+
 clean: ## delete build/ and caches; .venv and figures/ stay
 	@rm -rf build .pytest_cache .ruff_cache *.egg-info
 	@find cam_utils tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
@@ -57,7 +63,7 @@ clean: ## delete build/ and caches; .venv and figures/ stay
 	@echo "Making .venv with $(PYTHON)"
 	@"$(PYTHON)" -m venv .venv || { echo "No venv: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	@echo "Installing requirements.lock: minutes, and on Linux some 3 GB of downloads, the first time"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo "Installing cam_utils"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

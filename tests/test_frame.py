@@ -20,13 +20,15 @@ def text(name):
 
 
 def lock_lines():
-    return [line for line in text("requirements.lock").splitlines() if not line.lstrip().startswith("#")]
+    """(pin, hashes) of each package."""
+    lines = text("requirements.lock").replace("\\\n", "").splitlines()
+    return [line.partition(" --hash=")[::2] for line in lines if not line.lstrip().startswith("#")]
 
 
 @pytest.fixture(scope="module")
 def lock():
     """{name: Requirement}, one for each line."""
-    requirements = [Requirement(line) for line in lock_lines()]
+    requirements = [Requirement(pin) for pin, _ in lock_lines()]
     found = {canonicalize_name(requirement.name): requirement for requirement in requirements}
     assert len(found) == len(requirements), "a package is pinned twice"
     return found
@@ -65,6 +67,12 @@ def test_lock_is_all_pins_and_names_no_place(lock):
     assert "://" not in whole and not re.search(r"(?m)^\s*-|[ =]/\w", re.sub(r"-o \S+|--\S+", "", whole))
 
 
+def test_every_package_in_the_lock_has_its_hashes_and_make_setup_asks_for_them():
+    for pin, hashes in lock_lines():
+        assert re.fullmatch(r"sha256:[0-9a-f]{64}(\s+--hash=sha256:[0-9a-f]{64})*\s*", hashes), f"{pin}: {hashes[:80]}"
+    assert "--require-hashes -r requirements.lock" in text("Makefile")
+
+
 def test_lock_serves_linux_and_macos(lock):
     for name, requirement in lock.items():
         if name.startswith(("nvidia-", "cuda-")) or name == "triton":
@@ -76,14 +84,10 @@ def test_nothing_needs_a_screen(lock):
     assert "opencv-python" not in lock, "it needs libGL, which bare systems lack: opencv-python-headless"
 
 
-def test_conda_environment_has_the_same_versions(direct, lock):
+def test_conda_environment_is_the_lock():
     environment = yaml.safe_load(text("environment.yml"))
-    *packages, pip = environment["dependencies"]
-    assert packages == ["python=3.11", "pip"]
-    constraint, *requirements, package = pip["pip"]
-    assert (constraint, package) == ("-c requirements.lock", "-e .")
-    versions = {canonicalize_name(r.name): pinned(r) for r in map(Requirement, requirements)}
-    assert versions == {name: pinned(lock[name]) for name in direct}
+    assert environment["dependencies"] == ["python=3.11", "pip", {"pip": ["--require-hashes", "-r requirements.lock"]}]
+    assert "pip install --no-deps --no-build-isolation -e .`" in text("environment.yml").splitlines()[0]
 
 
 def test_every_dependency_says_why():
@@ -125,7 +129,7 @@ def test_citation_has_the_authors_and_the_eleven_references_of_the_thesis():
 def test_make_alone_shows_its_targets():
     shown = subprocess.run(["make"], cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
     listed = [line.split()[0] for line in shown.splitlines() if line.startswith("  ")]
-    assert listed == ["help", "setup", "figures", "test", "site", "e2e", "notebooks", "clean"]
+    assert listed == ["help", "setup", "figures", "test", "site", "e2e", "notebooks", "supply", "clean"]
 
 
 def test_sanitizer_takes_durations_but_not_shapes():
