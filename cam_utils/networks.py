@@ -1,8 +1,10 @@
 """A network by whatever name a user has for it: one of `models.REGISTRY`, one of timm, or a function of the user's own code."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
+import io
 import pickle
 import sys
 from pathlib import Path
@@ -80,7 +82,11 @@ def _from_timm(name: str, weights: str | Path) -> nn.Module:
     if str(weights) != "pretrained":
         return timm.create_model(name, pretrained=False)
     try:
-        with mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):  # nothing is fetched unasked
+        with (  # nothing is fetched unasked: from the hub, or, of some twenty networks, from elsewhere
+            mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+            mock.patch("torch.hub.urlopen", side_effect=ConnectionError),
+            contextlib.redirect_stdout(io.StringIO()),  # where torch.hub says that it downloads
+        ):
             return timm.create_model(name, pretrained=True)
     except Exception as error:  # not in the cache, or no weights at all: each by an exception of another library
         raise FileNotFoundError(
