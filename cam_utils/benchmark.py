@@ -8,6 +8,7 @@ tidy tables, one row per photo, layer, estimator and budget; the packages play o
 import hashlib
 import json
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from . import cams, shap_cam
 from .data import Photo, load_photos, make_shapes
+from .files import make_ready, replacing
 from .games import LayerGame
 from .layers import split
 from .models import preprocess
@@ -124,15 +126,24 @@ def cached_reference(game: LayerGame, key: dict, tolerance: float, seed: int, fo
     """Reference values (n,) and their own relative error, computed once for each key (weights, photo, layer, payoff)."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     file = folder / f"{digest}.npz"
-    if file.exists():
+    try:
         with np.load(file, allow_pickle=False) as saved:
             good = saved["error"] <= tolerance or saved.get("tolerance", 0) == tolerance
             if good and json.loads(str(saved["key"])) == key:
                 return torch.from_numpy(saved["values"]), float(saved["error"])
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+    ):  # missing, cut off, or something else altogether
+        pass
     found = reference(game, tolerance, torch.Generator().manual_seed(seed))
     error = float(found.standard_error.norm() / found.values.norm())
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(file, values=found.values.numpy(), error=error, tolerance=tolerance, key=json.dumps(key, sort_keys=True))
+    with replacing(file) as temporary:
+        about = {"error": error, "tolerance": tolerance, "key": json.dumps(key, sort_keys=True)}
+        np.savez(temporary, values=found.values.numpy(), **about)
     return found.values, error
 
 
@@ -224,6 +235,7 @@ def shapley_benchmark(
     layer, players, estimator, budget, cost, error, correlation, coverage, seconds, reference_error. Beside it maps.csv has
     the correlations of the package grad-cam's maps with the same references (see `compare_maps`), where the head is nonlinear.
     """
+    make_ready(out, out / "references")
     runs = [(model, images, layer) for layer in layers]
     if shapes:
         runs.append((*shapes_network(shapes, seed=seed), "features"))
@@ -248,8 +260,9 @@ def shapley_benchmark(
                 rows += [about | row | {"reference_error": error} for row in found]
                 if game.kind != "additive":  # there Grad-CAM is CAM, and exact values cost less than any of them
                     maps += [about | row for row in compare_maps(network, layer, images[name], game.target, truth)]
-                pd.DataFrame(rows).round(6).to_csv(out / "shapley.csv", index=False)
-                pd.DataFrame(maps).round(6).to_csv(out / "maps.csv", index=False)
+                for file, found in (("shapley.csv", rows), ("maps.csv", maps)):
+                    with replacing(out / file) as temporary:
+                        pd.DataFrame(found).round(6).to_csv(temporary, index=False)
                 bar.update()
     return pd.DataFrame(rows)
 

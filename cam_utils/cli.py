@@ -128,14 +128,16 @@ def speed(photos: Photos = 8, layers: Layers = None, threads: Threads = 2, out: 
     import torch
 
     from . import benchmark as bench
+    from .files import make_ready, replacing
     from .models import load_model
     from .paths import RESULTS
 
     torch.set_num_threads(threads)
     model, out = load_model(), out or RESULTS
-    out.mkdir(parents=True, exist_ok=True)
+    make_ready(out)
     table = bench.speed_benchmark(model, bench.photos_for(model, photos), layers or ["blocks.5", "blocks.4"])
-    table.to_csv(out / "speed.csv", index=False)
+    with replacing(out / "speed.csv") as temporary:
+        table.to_csv(temporary, index=False)
     typer.echo(f"written: {out / 'speed.csv'}")
 
 

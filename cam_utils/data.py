@@ -31,16 +31,17 @@ ORIENTATIONS = {value: Image.Transpose[turn] for value, turn in enumerate(TURNS,
 
 
 def image_files(folder) -> list[Path]:
-    """The image files in a folder and its subfolders, sorted, hidden ones excepted: whatever ends like what Pillow opens.
+    """The image files in a folder and its subfolders, sorted: whatever ends like what Pillow opens.
 
-    Raises ValueError for what is no folder, or has no image.
+    Hidden ones are left out, and those in hidden folders. Raises ValueError for what is no folder, or has no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images")
     Image.init()
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = [f for f in folder.rglob("*") if f.suffix.lower() in endings and f.is_file() and f.name[0] != "."]
+    shown = (f for f in folder.rglob("*") if not any(part[0] == "." for part in f.relative_to(folder).parts))
+    found = [f for f in shown if f.suffix.lower() in endings and f.is_file()]
     if not found:
         raise ValueError(f"no image in {folder} or its subfolders; known endings: {' '.join(sorted(endings))}")
     return sorted(found)

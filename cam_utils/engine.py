@@ -6,13 +6,11 @@ is ever taken for a result. Only the process that was started writes: Dask's wor
 """
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import Any
 from uuid import uuid4
 
 from tqdm import tqdm
+
+from .files import make_ready, replacing
 
 Work = Callable[[Any], tuple[list[dict], dict[str, str]]]  # payload -> rows, and {what failed: why}
 ENGINES = ("in-process", "dask")
@@ -46,31 +46,13 @@ class Shard:
     failures: dict[str, str]
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold FOLDER/lock. Raises ExperimentError where another process holds it; the system frees it when a process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            who = lock.read().strip() or "unknown"
-            raise ExperimentError(
-                f"another run (process {who}) is at work in {folder}: wait or choose another"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-
-
 def write_shard(folder: Path, job: Job, columns: tuple[str, ...], rows: list[dict], failures: dict[str, str]) -> None:
     """Write the rows of a job, all or none."""
     text = io.StringIO()
     csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)  # floats by repr: they come back to the last bit
     head = {"key": job.key, "columns": columns, "failures": failures, "sha256": _sha256(text.getvalue())}
-    replace_file(_file(folder, job), [json.dumps(head) + "\n", text.getvalue()])
+    with replacing(_file(folder, job)) as temporary:
+        temporary.write_text(json.dumps(head) + "\n" + text.getvalue(), encoding="utf-8", newline="")
 
 
 def read_shard(folder: Path, job: Job, columns: tuple[str, ...]) -> Shard | None:
@@ -95,7 +77,8 @@ def merge(folder: Path, jobs: Iterable[Job], columns: tuple[str, ...], target: P
             if (shard := read_shard(folder, job, columns)) is not None:
                 yield shard.body
 
-    replace_file(target, lines())
+    with replacing(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines())
 
 
 def complete(
@@ -122,9 +105,7 @@ def complete(
     if len({job.key for job in jobs}) < len(jobs):
         raise ValueError("two jobs have the same key")
     missing = sorted((job for job in jobs if not _is_done(folder, job, columns)), key=lambda job: job.key)
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    for leftover in (folder / "shards").glob("*.tmp"):  # of a run that was killed while writing
-        leftover.unlink()
+    make_ready(folder / "shards")
     say(f"{len(jobs)} shards, of which {len(jobs) - len(missing)} are there")
     if not missing:
         return {}
@@ -208,24 +189,37 @@ def _by_dask(
             except Exception as error:
                 raise ExperimentError(f"a Dask worker cannot take part. {describe(error)}") from error
             if scheduler is not None:
-                stack.callback(client.unregister_worker_plugin, plugin.name)
-        waiting, pending, finished = iter(jobs), {}, distributed.as_completed()
-        while True:
-            free = max(4, 2 * sum(client.nthreads().values())) - len(pending)
-            for job in islice(waiting, max(0, free)):
-                future = client.submit(attempt, work, job.payload, key=f"shard-{job.key}")
-                pending[future.key] = job
-                finished.add(future)
-            if not pending:
-                return
-            future = next(finished)
-            job = pending.pop(future.key)
-            if future.status == "finished":
-                yield job, *future.result()
-            elif future.status == "error":  # KilledWorker: `attempt` raises nothing
-                yield job, [], {"everything": describe(future.exception())}
-            else:
-                raise ExperimentError(f"the Dask scheduler has dropped {job.name} ({future.status}): start again")
+                stack.callback(_forget, client, plugin)
+        try:
+            yield from _handed_out(jobs, work, client, distributed.as_completed())
+        except (OSError, distributed.CancelledError) as error:
+            gone = f"the Dask scheduler at {address} is gone"
+            raise ExperimentError(f"{gone}; what was computed is kept: start again. {describe(error)}") from error
+
+
+def _handed_out(jobs: list[Job], work: Work, client, finished) -> Iterator[tuple[Job, list[dict], dict]]:
+    waiting, pending = iter(jobs), {}
+    while True:
+        free = max(4, 2 * sum(client.nthreads().values())) - len(pending)
+        for job in islice(waiting, max(0, free)):
+            future = client.submit(attempt, work, job.payload, key=f"shard-{job.key}")
+            pending[future.key] = job
+            finished.add(future)
+        if not pending:
+            return
+        future = next(finished)
+        job = pending.pop(future.key)
+        if future.status == "error":  # KilledWorker: `attempt` raises nothing
+            yield job, [], {"everything": describe(future.exception())}
+        else:
+            yield job, *future.result()  # CancelledError if the scheduler has dropped it
+
+
+def _forget(client, plugin) -> None:
+    """Take the plugin from a scheduler that stays; asking one that is gone would take minutes."""
+    if client.status == "running":
+        with suppress(OSError):
+            client.unregister_worker_plugin(plugin.name)
 
 
 def _plugin(distributed, prepare: Callable):
@@ -247,14 +241,6 @@ def _is_done(folder: Path, job: Job, columns: tuple[str, ...]) -> bool:
 
 def _file(folder: Path, job: Job) -> Path:
     return folder / "shards" / f"{job.key}.csv"
-
-
-def replace_file(target: Path, pieces: Iterable[str]) -> None:
-    """Write a text file at once: a reader, or a kill, sees the old one or the new one."""
-    temporary = target.with_name(f"{target.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.writelines(pieces)
-    os.replace(temporary, target)
 
 
 def _sha256(text: str) -> str:

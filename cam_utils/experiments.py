@@ -18,7 +18,8 @@ from torch import nn
 
 from .benchmark import fingerprint
 from .cams import cam
-from .engine import ExperimentError, alone, check_engine, complete, merge, replace_file
+from .engine import ExperimentError, check_engine, complete, merge
+from .files import alone, make_ready, replacing
 from .measuring import COLUMNS, EVERY_METHOD, METRICS, Task, environment, measure, prepare
 from .models import REGISTRY, spec_of
 from .subjects import ON_THE_SPOT, SETS, Picture, folder, networks, pictures_for
@@ -109,11 +110,13 @@ def run(
         raise ValueError("sets are of the built-in images, data is a folder of yours: give one of them")
     sets = ("data",) if data is not None else _known("set", sets or [name for name in SETS if name != "data"], SETS)
     out, before, remote = Path(out).expanduser(), torch.get_num_threads(), engine == "dask"
-    with alone(out):
+    made_by = hashlib.sha256(json.dumps(environment()).encode()).hexdigest()[:16]
+    kept = out / "networks" / made_by
+    with alone(out, ExperimentError):
+        make_ready(out, kept)
         try:
             torch.set_num_threads(1)  # the networks' weights must not depend on the number of threads
-            made_by = hashlib.sha256(json.dumps(environment()).encode()).hexdigest()[:16]
-            models = networks(profile.models, sets, seed, progress, kept=out / "networks" / made_by)
+            models = networks(profile.models, sets, seed, progress, kept)
             given = {} if data is None else {"data": folder(data, limit, seed)}
             tasks = plan(profile, models, sets, given, limit, seed, 1 if remote else threads)
             jobs = [task.job for task in tasks]
@@ -127,7 +130,8 @@ def run(
         about = {"seed": seed, "sets": list(sets), "data": data and str(data), "limit": limit, "shards": len(jobs)}
         about |= {"profile": vars(profile) | {"models": {name: fingerprint(model) for name, model in models.items()}}}
         about |= {"environment": environment(), "failures": failed}
-        replace_file(out / "experiments.json", [json.dumps(about, indent=1, ensure_ascii=False) + "\n"])
+        with replacing(out / "experiments.json") as temporary:
+            temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         table = read_table(out / "experiments.csv")
     if failed:
         raise ExperimentError(_report(failed, len(jobs), out))

@@ -16,6 +16,7 @@ import yaml
 from nbclient.exceptions import CellTimeoutError
 
 from . import paths
+from .files import replacing
 
 KERNEL_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -117,8 +118,6 @@ def run(notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeo
     Tables that it writes go into a folder named like `figures`, with the suffix .tables. changed: parameters that differ
     from the notebook's own. timeout: seconds for a cell. label: of the progress bar, which a terminal shows.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
     figures.mkdir(parents=True)
     search = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment = KERNEL_ENVIRONMENT | {
@@ -126,17 +125,22 @@ def run(notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeo
         "CAM_UTILS_TABLES": f"{figures}.tables",
         "PYTHONPATH": search,
     }
-    # papermill takes a path for a format string
-    source, output = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, target))
     bar = {"desc": label, "leave": False} if sys.stderr.isatty() else False
     options = {"cwd": notebook.path.parent, "execution_timeout": timeout, "progress_bar": bar}
     options |= {"kernel_name": "python3", "language": "python", "extra_arguments": ["--log-level=CRITICAL"]}
     options |= {"coalesce_streams": True}  # text is one output however many pieces it came in
-    try:
-        with mock.patch.dict(os.environ, environment):
+    failed = None
+    with replacing(target) as running, mock.patch.dict(os.environ, environment):
+        # papermill takes a path for a format string
+        source, output = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, running))
+        try:
             papermill.execute_notebook(source, output, changed, **options)
-    except Exception as error:
-        raise ReproductionError(_failure(notebook, target, error, timeout)) from error
+        except OSError as error:  # what papermill could not write may end anywhere
+            raise ReproductionError(f"{notebook.path.name} cannot be executed into {target}: {error}") from error
+        except Exception as error:
+            failed = error
+    if failed is not None:
+        raise ReproductionError(_failure(notebook, target, failed, timeout)) from failed
 
 
 def _failure(notebook: Notebook, target: Path, error: Exception, timeout: float) -> str:
@@ -173,9 +177,8 @@ def write_outputs(executed: Path, notebook: Path) -> None:
             cell.metadata.pop(times, None)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = _tidy(fresh.outputs), fresh.execution_count
-    temporary = notebook.with_suffix(".tmp")
-    nbformat.write(nbformat.from_dict(tidy), temporary)
-    os.replace(temporary, notebook)
+    with replacing(notebook) as temporary:
+        nbformat.write(nbformat.from_dict(tidy), temporary)
 
 
 def _tidy(outputs: list) -> list:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import postprocess
+from .files import replacing
 from .language import Catalogue, alternative_texts, load_catalogue, translated
 from .paths import figures_folder
 
@@ -68,7 +69,6 @@ def save_figure(figure: Figure, name: str) -> Figure:
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
         raise ValueError(f'a figure is named like "04_layers": two digits of its notebook, then a slug; not {name!r}')
     folder = figures_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     figure.alt = alternative_texts().get(name, "")
     with translated(figure, figure.catalogue) as missing:
         write_figure(figure, folder / f"{name}.png", {"Description": repr(figure)})
@@ -81,7 +81,8 @@ def save_figure(figure: Figure, name: str) -> Figure:
 def write_figure(figure: Figure, file: Path, about: Mapping[str, str] | None = None, **options) -> None:
     """Write a PNG or PDF with what it says `about` itself, and without a date: the same figure gives the same bytes."""
     silent = ("Software",) if file.suffix == ".png" else ("CreationDate", "Creator", "Producer")
-    figure.savefig(file, dpi=160, metadata=dict.fromkeys(silent) | dict(about or {}), **options)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=160, metadata=dict.fromkeys(silent) | dict(about or {}), **options)
 
 
 def show_image(ax: Axes, image: Image.Image | np.ndarray, title: str = "") -> None:

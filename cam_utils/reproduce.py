@@ -4,20 +4,19 @@ The figures go into a staging folder; only when all notebooks have succeeded and
 do they move to figures/, the manifest last, and tables to data/results/.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
+import tempfile
 import time
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from . import paths
+from .files import alone, make_ready, replacing, replacing_all
 from .notebooks import Notebook, ReproductionError, check_parameters, find_notebooks, run, write_outputs
 
 RECORDED = (
@@ -50,23 +49,29 @@ def reproduce(
     changed = {k: v for k, v in parameters.items() if any(v != notebook.defaults[k] for notebook in notebooks)}
     if changed and write_back:
         raise ValueError("outputs are written back with the notebooks' own parameters only")
-    build, figures, executed = root / "build", root / "figures", root / "build" / "notebooks"
+    build, figures, results = root / "build", root / "figures", root / "data" / "results"
+    executed = build / "notebooks"
     if changed:
         figures = build / "variants" / _variant(notebooks if only else (), changed)
-        executed = figures / "notebooks"
-    with _alone(build):
+        results, executed = figures / "tables", figures / "notebooks"
+    with alone(build, ReproductionError):
         if changed:
             shutil.rmtree(figures, ignore_errors=True)
+        make_ready(figures, results, executed, *([root / "notebooks"] if write_back else []))
+        for leftover in build.glob("staging*"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        staged_in = Path(
+            tempfile.mkdtemp(prefix="staging-", dir=build)
+        )  # where no orphaned kernel of such a run writes
         old, versions = _read_manifest(figures), _versions()
         running = {notebook.path.name for notebook in notebooks}
         kept = {s: entry for s, entry in old["figures"].items() if only and entry["notebook"] not in running}
         differ = [name for name in versions if kept and versions[name] != old["versions"].get(name)]
         if differ:
             raise ReproductionError(f"figures/ was made with another {', '.join(differ)}: run all notebooks")
-        shutil.rmtree(build / "staging", ignore_errors=True)
         made, staged = {}, {}
         for position, notebook in enumerate(notebooks, 1):
-            target, staging = executed / notebook.path.name, build / "staging" / notebook.name
+            target, staging = executed / notebook.path.name, staged_in / notebook.name
             label, start = f"[{position}/{len(notebooks)}] {notebook.name}", time.monotonic()
             say(f"{label} ...")
             run(notebook, target, figures=staging, changed=changed, timeout=timeout, label=label)
@@ -78,13 +83,13 @@ def reproduce(
                 staged |= {file.name: file for file in pair}
             say(f"{label}: {time.monotonic() - start:.1f} s, figures: {len(files)}")
         stale = _stale(figures, old["figures"], made, kept, prune)
-        tables = {file.name: file for notebook in notebooks for file in _tables(notebook, build / "staging")}
+        tables = {file.name: file for notebook in notebooks for file in _tables(notebook, staged_in)}
         manifest = {"versions": versions, "figures": dict(sorted((kept | made).items()))}
-        record = build / "staging" / "manifest.json"
-        record.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with replacing(record := staged_in / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _publish(figures, staged | {record.name: record}, stale)
         if tables:
-            _publish(figures / "tables" if changed else root / "data" / "results", tables)
+            _publish(results, tables)
         for notebook in notebooks if write_back else ():
             write_outputs(executed / notebook.path.name, notebook.path)
     _report(figures.relative_to(root), old["figures"], made, stale, say)
@@ -95,17 +100,6 @@ def _variant(notebooks, changed: dict) -> str:
     """A folder name such as 04-photo=dog."""
     label = "-".join([*(n.number for n in notebooks), *(f"{name}={value}" for name, value in changed.items())])
     return re.sub(r"[^\w=.,+-]+", "_", label)[:100]
-
-
-@contextmanager
-def _alone(build: Path):
-    build.mkdir(parents=True, exist_ok=True)
-    with open(build / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ReproductionError(f"another run is at work in {build}") from None
-        yield
 
 
 def _versions() -> dict:
@@ -146,9 +140,10 @@ def _tables(notebook: Notebook, staging: Path) -> list[Path]:
 def _stale(figures: Path, old: dict, made: dict, kept: dict, prune: bool) -> list[str]:
     """The files in `figures` that no notebook makes (any more); an error unless they are to be pruned."""
     present = {file.name for file in figures.glob("[!.]*") if file.is_file()} - {"manifest.json"}
-    lost = sorted({name for entry in kept.values() for name in entry["files"]} - present)
-    if lost:
-        raise ReproductionError(f"in the manifest, but not in figures/: {', '.join(lost)}. Run all notebooks.")
+    claimed = sorted(claim for entry in kept.values() for claim in entry["files"].items())
+    lost = [name for name, digest in claimed if name not in present or _sha256(figures / name) != digest]
+    if lost:  # or replaced by a run that was killed before it came to the manifest
+        raise ReproductionError(f"not in figures/ as the manifest says: {', '.join(lost)}. Run all notebooks.")
     gone = sorted(set(old) - set(made) - set(kept))
     known = {name for entry in [*made.values(), *kept.values()] for name in entry["files"]}
     stale = sorted(present - known)
@@ -163,23 +158,19 @@ def _stale(figures: Path, old: dict, made: dict, kept: dict, prune: bool) -> lis
 
 def _read_manifest(figures: Path) -> dict:
     file = figures / "manifest.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"versions": {}, "figures": {}}
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"versions": {}, "figures": {}}
+    except ValueError:
+        raise ReproductionError(f"{file} is damaged: delete it and run all notebooks") from None
 
 
 def _publish(folder: Path, staged: dict[str, Path], stale: list[str] = ()) -> None:
-    """Put the files {name: where it is} into `folder`, in their order, and delete those that are stale."""
-    incoming = folder / ".incoming"  # inside of it, so that every file arrives by a rename
-    shutil.rmtree(incoming, ignore_errors=True)
-    incoming.mkdir(parents=True)
-    try:
-        for name, file in staged.items():
-            shutil.copyfile(file, incoming / name)
-        for name in stale:
-            (folder / name).unlink()
-        for name in staged:
-            os.replace(incoming / name, folder / name)
-    finally:
-        shutil.rmtree(incoming)
+    """Put the files {name: where it is} into `folder`, in their order, then delete those that are stale."""
+    with replacing_all([folder / name for name in staged]) as temporaries:
+        for file, temporary in zip(staged.values(), temporaries, strict=True):
+            shutil.copyfile(file, temporary)
+    for name in stale:
+        (folder / name).unlink()
 
 
 def _report(folder: Path, old: dict, made: dict, stale: list[str], say) -> None:

@@ -1,7 +1,6 @@
 """What `python -m cam_utils explain` does: photos and folders in, one file of maps for each out, and a contact sheet."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from .data import image_files, load_image
 from .explanation import Explanation, check_options, explain
+from .files import make_ready, replacing
 from .layers import candidate_layers
 from .models import spec_of
 from .networks import open_model
@@ -46,6 +46,7 @@ def explain_files(
     format = _format(out, format, several)
     use_style()
     targets = _targets(files, methods, layers, out, format, several)
+    make_ready(*{to.parent for to in targets})
     network = open_model(model, weights).to(_device(device))
     layers = _layers(network, layers)
     failed, sheet = {}, []
@@ -67,8 +68,7 @@ def explain_files(
         _report(found, file, to, several, say)
     if len(sheet) > 1 and format != "npy":
         to = targets[0].parent / f"{CONTACT_SHEET}.{format}"
-        with _writing(to):
-            write_figure(plot_contact_sheet(*zip(*sheet, strict=True)), to, bbox_inches="tight")
+        write_figure(plot_contact_sheet(*zip(*sheet, strict=True)), to, bbox_inches="tight")
         say(f"{len(sheet)} photos side by side: {to}")
     return len(sheet), failed
 
@@ -131,25 +131,15 @@ def _device(name: str) -> torch.device:
     return device
 
 
-@contextmanager
-def _writing(to: Path) -> Iterator[None]:
-    """Around whatever writes the file `to`. Raises OSError that names it, where the system's word does not."""
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise OSError(f"cannot write {str(to)!r}: {error.strerror or error}. Choose another place by --out") from None
-
-
 def _write(found: list[Explanation], to: Path, signed: bool) -> None:
     maps = [e.map.detach().cpu().float().numpy() for e in found]
     if to.suffix == ".npy" and len({map.shape for map in maps}) > 1:
         raise ValueError("the maps differ in size: write them one by one as npy")
-    with _writing(to):
-        if to.suffix == ".npy":
-            np.save(to, np.stack(maps) if len(maps) > 1 else maps[0], allow_pickle=False)
-        else:
-            write_figure(plot_explanations(found, signed=signed), to, bbox_inches="tight")
+    if to.suffix != ".npy":
+        write_figure(plot_explanations(found, signed=signed), to, bbox_inches="tight")
+        return
+    with replacing(to) as temporary:
+        np.save(temporary, np.stack(maps) if len(maps) > 1 else maps[0], allow_pickle=False)
 
 
 def _report(found: list[Explanation], file: Path, to: Path, several: bool, say: Callable[[str], None]) -> None:

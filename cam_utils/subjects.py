@@ -1,7 +1,7 @@
 """What the experiments are made on: images, each with what is known of its right explanation, and networks."""
 
 import hashlib
-import os
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .benchmark import DEVELOPMENT, fingerprint, fresh_photos
 from .data import Photo, image_files, load_photos, make_shapes, mosaic, mosaic_masks
+from .files import replacing
 from .layers import evaluating
 from .models import IMAGENET_CLASSES, load_model, preprocess, spec_of
 from .shapes import CLASS_NAMES
@@ -179,9 +180,10 @@ def train(name: str, seed: int = 0, progress: bool | None = None, kept: Path | N
         options = TRAINING | {"watermark": watermark, "seed": seed, "progress": progress}
         model = shapes_classifier(head, memory_format=torch.channels_last, **options)
         if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"state": model.state_dict(), "fingerprint": fingerprint(model)}, file.with_suffix(".tmp"))
-            os.replace(file.with_suffix(".tmp"), file)
+            with replacing(file) as temporary:
+                buffer = io.BytesIO()  # on a full disk torch.save itself ends in an error of its own
+                torch.save({"state": model.state_dict(), "fingerprint": fingerprint(model)}, buffer)
+                temporary.write_bytes(buffer.getvalue())
     model.spec = replace(model.spec, name=name)
     return model
 

@@ -21,8 +21,9 @@ from torchvision.transforms import InterpolationMode
 from cam_utils import experiments, measuring, subjects
 from cam_utils.benchmark import DEVELOPMENT, fingerprint
 from cam_utils.data import load_photos, make_shapes
-from cam_utils.engine import ExperimentError, Job, alone, complete, merge, read_shard, write_shard
+from cam_utils.engine import ExperimentError, Job, complete, merge, read_shard, write_shard
 from cam_utils.experiments import PROFILES, Profile, read_table, run
+from cam_utils.files import alone
 from cam_utils.games import LayerGame
 from cam_utils.measuring import COLUMNS, EVERY_METHOD
 from cam_utils.metrics import METRICS
@@ -362,11 +363,12 @@ def test_damaged_and_foreign_shards_are_computed_again(uninterrupted, tmp_path):
     files[2].write_text("set,model\n1,2\n")
     files[3].write_bytes(b"")
     files[4].write_text(files[4].read_text().replace("toy", "top", 2).replace("top", "toy", 1))
-    (tmp_path / "shards" / "left.csv.tmp").write_text("half a row")
+    (tmp_path / "shards" / ".cam_utils-left").mkdir()
+    (tmp_path / "shards" / ".cam_utils-left" / "key.csv").write_text("half a row")
     lines = []
     assert same(measured(tmp_path, data, say=lines.append), table)
     assert lines == ["8 shards, of which 3 are there"]
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".cam_utils-*"))
 
 
 def test_what_a_value_depends_on_is_in_the_key(uninterrupted, tmp_path, monkeypatch):
@@ -395,7 +397,7 @@ def test_what_a_value_depends_on_is_in_the_key(uninterrupted, tmp_path, monkeypa
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
-    with alone(tmp_path):
+    with alone(tmp_path, ExperimentError):
         with pytest.raises(ExperimentError, match=f"another run .process {os.getpid()}. is at work in"):
             measured(tmp_path, images(tmp_path / "data", 1))
     measured(tmp_path, tmp_path / "data")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 
@@ -237,7 +238,7 @@ def test_write_back_refuses_another_notebook(tmp_path):
 
 def test_two_runs_at_once_are_refused(tmp_path):
     write(tmp_path, "01_first")
-    with pytest.raises(ReproductionError, match="another run is at work"):
+    with pytest.raises(ReproductionError, match=rf"another run .process {os.getpid()}. is at work in"):
         reproduce(tmp_path, say=lambda line: reproduce(tmp_path))
 
 
