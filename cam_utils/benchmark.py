@@ -6,6 +6,7 @@ tidy tables, one row per photo, layer, estimator and budget; the packages play o
 """
 
 import hashlib
+import io
 import json
 import time
 import zipfile
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from . import cams, shap_cam
 from .data import Photo, load_photos, make_shapes
-from .files import make_ready, replacing
+from .files import make_ready, write_file
 from .games import LayerGame
 from .layers import split
 from .models import preprocess
@@ -141,9 +142,9 @@ def cached_reference(game: LayerGame, key: dict, tolerance: float, seed: int, fo
         pass
     found = reference(game, tolerance, torch.Generator().manual_seed(seed))
     error = float(found.standard_error.norm() / found.values.norm())
-    with replacing(file) as temporary:
-        about = {"error": error, "tolerance": tolerance, "key": json.dumps(key, sort_keys=True)}
-        np.savez(temporary, values=found.values.numpy(), **about)
+    about = {"error": error, "tolerance": tolerance, "key": json.dumps(key, sort_keys=True)}
+    np.savez(buffer := io.BytesIO(), values=found.values.numpy(), **about)
+    write_file(file, buffer.getvalue())
     return found.values, error
 
 
@@ -261,8 +262,7 @@ def shapley_benchmark(
                 if game.kind != "additive":  # there Grad-CAM is CAM, and exact values cost less than any of them
                     maps += [about | row for row in compare_maps(network, layer, images[name], game.target, truth)]
                 for file, found in (("shapley.csv", rows), ("maps.csv", maps)):
-                    with replacing(out / file) as temporary:
-                        pd.DataFrame(found).round(6).to_csv(temporary, index=False)
+                    write_file(out / file, pd.DataFrame(found).round(6).to_csv(index=False))
                 bar.update()
     return pd.DataFrame(rows)
 

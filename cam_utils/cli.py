@@ -128,7 +128,7 @@ def speed(photos: Photos = 8, layers: Layers = None, threads: Threads = 2, out: 
     import torch
 
     from . import benchmark as bench
-    from .files import make_ready, replacing
+    from .files import make_ready, write_file
     from .models import load_model
     from .paths import RESULTS
 
@@ -136,8 +136,7 @@ def speed(photos: Photos = 8, layers: Layers = None, threads: Threads = 2, out: 
     model, out = load_model(), out or RESULTS
     make_ready(out)
     table = bench.speed_benchmark(model, bench.photos_for(model, photos), layers or ["blocks.5", "blocks.4"])
-    with replacing(out / "speed.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_file(out / "speed.csv", table.to_csv(index=False))
     typer.echo(f"written: {out / 'speed.csv'}")
 
 

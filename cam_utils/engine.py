@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from tqdm import tqdm
 
-from .files import make_ready, replacing
+from .files import make_ready, replacing, write_file
 
 Work = Callable[[Any], tuple[list[dict], dict[str, str]]]  # payload -> rows, and {what failed: why}
 ENGINES = ("in-process", "dask")
@@ -51,8 +51,7 @@ def write_shard(folder: Path, job: Job, columns: tuple[str, ...], rows: list[dic
     text = io.StringIO()
     csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)  # floats by repr: they come back to the last bit
     head = {"key": job.key, "columns": columns, "failures": failures, "sha256": _sha256(text.getvalue())}
-    with replacing(_file(folder, job)) as temporary:
-        temporary.write_text(json.dumps(head) + "\n" + text.getvalue(), encoding="utf-8", newline="")
+    write_file(_file(folder, job), json.dumps(head) + "\n" + text.getvalue())
 
 
 def read_shard(folder: Path, job: Job, columns: tuple[str, ...]) -> Shard | None:

@@ -19,7 +19,7 @@ from torch import nn
 from .benchmark import fingerprint
 from .cams import cam
 from .engine import ExperimentError, check_engine, complete, merge
-from .files import alone, make_ready, replacing
+from .files import alone, make_ready, write_file
 from .measuring import COLUMNS, EVERY_METHOD, METRICS, Task, environment, measure, prepare
 from .models import REGISTRY, spec_of
 from .subjects import ON_THE_SPOT, SETS, Picture, folder, networks, pictures_for
@@ -130,8 +130,7 @@ def run(
         about = {"seed": seed, "sets": list(sets), "data": data and str(data), "limit": limit, "shards": len(jobs)}
         about |= {"profile": vars(profile) | {"models": {name: fingerprint(model) for name, model in models.items()}}}
         about |= {"environment": environment(), "failures": failed}
-        with replacing(out / "experiments.json") as temporary:
-            temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(out / "experiments.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         table = read_table(out / "experiments.csv")
     if failed:
         raise ExperimentError(_report(failed, len(jobs), out))

@@ -20,6 +20,12 @@ class WriteError(OSError):
     """A file or a folder cannot be written: which, and why."""
 
 
+def write_file(target: Path, content: bytes | str) -> None:
+    """Write a file at once, see `replacing_all`. What formats it in memory cannot hide a full disk behind another error."""
+    with replacing(target) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """`replacing_all` for one file; through a link, as open() writes."""

@@ -16,7 +16,7 @@ import yaml
 from nbclient.exceptions import CellTimeoutError
 
 from . import paths
-from .files import replacing
+from .files import replacing, write_file
 
 KERNEL_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -177,8 +177,7 @@ def write_outputs(executed: Path, notebook: Path) -> None:
             cell.metadata.pop(times, None)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = _tidy(fresh.outputs), fresh.execution_count
-    with replacing(notebook) as temporary:
-        nbformat.write(nbformat.from_dict(tidy), temporary)
+    write_file(notebook, nbformat.writes(nbformat.from_dict(tidy)) + "\n")
 
 
 def _tidy(outputs: list) -> list:

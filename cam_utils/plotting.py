@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import postprocess
-from .files import replacing
+from .files import write_file
 from .language import Catalogue, alternative_texts, load_catalogue, translated
 from .paths import figures_folder
 
@@ -81,8 +81,9 @@ def save_figure(figure: Figure, name: str) -> Figure:
 def write_figure(figure: Figure, file: Path, about: Mapping[str, str] | None = None, **options) -> None:
     """Write a PNG or PDF with what it says `about` itself, and without a date: the same figure gives the same bytes."""
     silent = ("Software",) if file.suffix == ".png" else ("CreationDate", "Creator", "Producer")
-    with replacing(file) as temporary:
-        figure.savefig(temporary, dpi=160, metadata=dict.fromkeys(silent) | dict(about or {}), **options)
+    buffer, metadata = io.BytesIO(), dict.fromkeys(silent) | dict(about or {})
+    figure.savefig(buffer, format=file.suffix[1:], dpi=160, metadata=metadata, **options)
+    write_file(file, buffer.getvalue())
 
 
 def show_image(ax: Axes, image: Image.Image | np.ndarray, title: str = "") -> None:

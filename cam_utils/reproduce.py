@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from . import paths
-from .files import alone, make_ready, replacing, replacing_all
+from .files import alone, make_ready, replacing_all, write_file
 from .notebooks import Notebook, ReproductionError, check_parameters, find_notebooks, run, write_outputs
 
 RECORDED = (
@@ -85,8 +85,8 @@ def reproduce(
         stale = _stale(figures, old["figures"], made, kept, prune)
         tables = {file.name: file for notebook in notebooks for file in _tables(notebook, staged_in)}
         manifest = {"versions": versions, "figures": dict(sorted((kept | made).items()))}
-        with replacing(record := staged_in / "manifest.json") as temporary:
-            temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        record = staged_in / "manifest.json"
+        write_file(record, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         _publish(figures, staged | {record.name: record}, stale)
         if tables:
             _publish(results, tables)

@@ -1,5 +1,6 @@
 """What `python -m cam_utils explain` does: photos and folders in, one file of maps for each out, and a contact sheet."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from .data import image_files, load_image
 from .explanation import Explanation, check_options, explain
-from .files import make_ready, replacing
+from .files import make_ready, write_file
 from .layers import candidate_layers
 from .models import spec_of
 from .networks import open_model
@@ -135,11 +136,11 @@ def _write(found: list[Explanation], to: Path, signed: bool) -> None:
     maps = [e.map.detach().cpu().float().numpy() for e in found]
     if to.suffix == ".npy" and len({map.shape for map in maps}) > 1:
         raise ValueError("the maps differ in size: write them one by one as npy")
-    if to.suffix != ".npy":
+    if to.suffix == ".npy":
+        np.save(buffer := io.BytesIO(), np.stack(maps) if len(maps) > 1 else maps[0], allow_pickle=False)
+        write_file(to, buffer.getvalue())
+    else:
         write_figure(plot_explanations(found, signed=signed), to, bbox_inches="tight")
-        return
-    with replacing(to) as temporary:
-        np.save(temporary, np.stack(maps) if len(maps) > 1 else maps[0], allow_pickle=False)
 
 
 def _report(found: list[Explanation], file: Path, to: Path, several: bool, say: Callable[[str], None]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .benchmark import DEVELOPMENT, fingerprint, fresh_photos
 from .data import Photo, image_files, load_photos, make_shapes, mosaic, mosaic_masks
-from .files import replacing
+from .files import write_file
 from .layers import evaluating
 from .models import IMAGENET_CLASSES, load_model, preprocess, spec_of
 from .shapes import CLASS_NAMES
@@ -180,10 +180,8 @@ def train(name: str, seed: int = 0, progress: bool | None = None, kept: Path | N
         options = TRAINING | {"watermark": watermark, "seed": seed, "progress": progress}
         model = shapes_classifier(head, memory_format=torch.channels_last, **options)
         if file:
-            with replacing(file) as temporary:
-                buffer = io.BytesIO()  # on a full disk torch.save itself ends in an error of its own
-                torch.save({"state": model.state_dict(), "fingerprint": fingerprint(model)}, buffer)
-                temporary.write_bytes(buffer.getvalue())
+            torch.save({"state": model.state_dict(), "fingerprint": fingerprint(model)}, buffer := io.BytesIO())
+            write_file(file, buffer.getvalue())
     model.spec = replace(model.spec, name=name)
     return model
 
