@@ -60,8 +60,10 @@ def make_ready(*folders: Path) -> None:
     """Delete what killed processes have left half-written in the folders; WriteError, before any work, for a read-only one."""
     for folder in folders:
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise WriteError(f"cannot write into {str(nearest)!r}: make it writable or choose another folder")
+        with _telling(folder):
+            probe = nearest / f"{_PREFIX}{uuid4().hex}"
+            probe.mkdir()
+            probe.rmdir()
         for leftover in folder.glob(f"{_PREFIX}*"):
             with suppress(OSError), _locking(leftover) as free:
                 if free:

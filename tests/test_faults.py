@@ -310,7 +310,10 @@ def test_on_a_full_disk_every_writer_says_so_and_leaves_what_was_there(small_dis
 
 def test_an_executed_notebook_that_cannot_be_written_is_none(tmp_path, monkeypatch):
     write(tmp_path, "01_first", "print('a' * 100_000)")
-    with no_file_above(50_000), pytest.raises(ReproductionError, match="01_first.ipynb cannot be executed into .*too large"):
+    with (
+        no_file_above(50_000),
+        pytest.raises(ReproductionError, match="01_first.ipynb cannot be executed into .*too large"),
+    ):
         figures(tmp_path)
     assert not (tmp_path / "figures").exists() and contents(tmp_path / "build" / "notebooks") == {}
 
@@ -370,7 +373,9 @@ def test_a_read_only_folder_is_named_before_any_work(command, read_only, monkeyp
     monkeypatch.setattr(experiments, "networks", never)
     monkeypatch.setattr(benchmark, "speed_benchmark", never)
     monkeypatch.setattr(benchmark, "games", never)
-    monkeypatch.setattr(sys, "argv", ["cam_utils", *(word.replace("FOLDER", str(read_only)) for word in command.split())])
+    monkeypatch.setattr(
+        sys, "argv", ["cam_utils", *(word.replace("FOLDER", str(read_only)) for word in command.split())]
+    )
     with pytest.raises(SystemExit) as stopped:
         main()
     out, err = capsys.readouterr()
