@@ -135,9 +135,9 @@ def run(notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeo
         source, output = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, running))
         try:
             papermill.execute_notebook(source, output, changed, **options)
-        except OSError as error:  # what papermill could not write may end anywhere
-            raise ReproductionError(f"{notebook.path.name} cannot be executed into {target}: {error}") from error
         except Exception as error:
+            if isinstance(error, OSError) and not isinstance(error, CellTimeoutError):  # the file may end anywhere
+                raise ReproductionError(f"{notebook.path.name} cannot be executed into {target}: {error}") from error
             failed = error
     if failed is not None:
         raise ReproductionError(_failure(notebook, target, failed, timeout)) from failed

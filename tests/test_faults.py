@@ -1,7 +1,6 @@
 """Full disks, folders that may not be written, and kills at every step: nothing half-written is taken for a result."""
 
 import ctypes
-import ctypes
 import errno
 import os
 import resource
@@ -20,7 +19,6 @@ import torch
 from PIL import Image
 
 from cam_utils import benchmark, experiments, files, reproduce, shell, subjects
-from cam_utils.cli import main
 from cam_utils.cli import main
 from cam_utils.engine import Job, merge, write_shard
 from cam_utils.explanation import explain
