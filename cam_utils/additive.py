@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .games import PAYOFFS, LayerGame
+from .games import LayerGame
+from .payoffs import PAYOFFS, payoff_of
 from .shapley import Estimate
 
 _TAPS = {3: 3, 4: 3, 5: 5, 6: 3, 7: 3, 8: 29, 9: 17, 10: 9, 11: 5, 12: 83}  # primitive polynomials x^m + bits
@@ -18,16 +19,31 @@ def additive_values(game: LayerGame) -> Estimate:
     """Shapley values of a game whose logits are sums over the players (kind "additive"), without the network.
 
     The logit's are in closed form; those of the probability and the log-odds are integrated, with a relative error below
-    1e-3 at the layer before the pooling with the mean as baseline, and of a few 1e-3 elsewhere.
+    1e-3 at the layer before the pooling with the mean as baseline, and of a few 1e-3 elsewhere. Raises ValueError where
+    floating point numbers do not reach that far, see `within_reach`.
     """
     z0, delta = game.position_logits
+    if not within_reach(game):
+        raise ValueError("logits this large, or a probability this close to 0 or 1, are beyond this method: take owen")
     if game.payoff == "logit":
         values = delta[:, game.target].double()
     else:
         values = softmax_additive_shapley(z0, delta, game.target, game.payoff)
     values = values.cpu()
-    ends = PAYOFFS[game.payoff](torch.stack([z0, z0 + delta.sum(0)]), game.target).double()
+    ends = payoff_of(_ends(z0, delta), game.target, game.payoff).double()
     return Estimate(values, torch.zeros_like(values), 0, float(values.sum() - ends[1] + ends[0]))
+
+
+def within_reach(game: LayerGame) -> bool:
+    """Whether `additive_values` has digits for a game: no player moves log-odds by 8, p and 1 - p are above 1e-12."""
+    z0, delta = game.position_logits
+    ends = PAYOFFS["log_odds"](_ends(z0, delta).double(), game.target)
+    steps = (delta - delta[:, game.target, None]).abs().max()
+    return game.payoff == "logit" or bool(steps < 8 and ends.abs().max() < 27)
+
+
+def _ends(z0: Tensor, delta: Tensor) -> Tensor:
+    return torch.stack([z0, z0 + delta.sum(0)])
 
 
 def softmax_additive_shapley(z0: Tensor, delta: Tensor, target: int, payoff: str = "probability") -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from .cams import check_baseline, check_input, check_output
 from .layers import GRADIENT_COST, count, evaluating, feature_maps, resolve_layer, split
+from .payoffs import check_payoff, is_saturated, payoff_of, warn_of_saturation
 from .pointwise import parts_of
 
 _BATCH_ELEMENTS = 2**23  # of the largest tensor that is mixed, in one batch: about 32 MB in float32
@@ -46,12 +47,12 @@ class LayerGame:
         *,
         deferred: bool = False,
     ):
-        if payoff not in PAYOFFS:
-            raise ValueError(f"payoff must be one of {', '.join(PAYOFFS)}, not {payoff!r}")
+        check_payoff(payoff)
         self._target = check_input(x, target)
         if len(x) != 1:
             raise ValueError(f"a game is played on one image (1,3,H,W), not on {len(x)}")
         self._model, self.payoff, self.target, self.n_evaluations = model, payoff, int(self._target), 0
+        self._looked = False  # for saturated probabilities
         features, self._head = split(model, resolve_layer(model, layer))
         with evaluating(model), torch.inference_mode(False), torch.no_grad():
             present = feature_maps(features(x.clone() if x.is_inference() else x)).detach()
@@ -68,14 +69,19 @@ class LayerGame:
             self._at_layer = self._mixed
 
     def value(self, masks: Tensor) -> Tensor:
-        """The payoff of each coalition. masks (M,n), bool or in [0,1] -> (M,). Cost: M evaluations."""
+        """The payoff of each coalition. masks (M,n), bool or in [0,1] -> (M,). Cost: M evaluations.
+
+        Warns once, `payoffs.SaturationWarning`, of a probability that is next to 0 or 1 on every coalition.
+        """
         masks = self._check(masks)
         coalitions = bool(((masks == 0) | (masks == 1)).all())
         parts = self._mixed if coalitions else self._at_layer  # on coalitions the two are one game
         with evaluating(self._model), torch.inference_mode(False), torch.no_grad():
             values = [self._payoff(batch, parts) for batch in masks.split(self._batch(parts))]
+            values = torch.cat(values) if values else masks.new_zeros(0)
+            self._warn_if_saturated(values)
         self._count(len(masks))
-        return torch.cat(values) if values else masks.new_zeros(0)
+        return values
 
     def gradient(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Payoffs (M,) and their derivatives by each player's presence (M,n). Cost: 2.5 M evaluations."""
@@ -136,22 +142,31 @@ class LayerGame:
 
     def _verify(self, fast: Callable) -> bool:
         """Whether a faster way to the logits agrees with the head itself on random coalitions; never assumed."""
-        masks = torch.rand(2, self.n_players, generator=torch.Generator().manual_seed(0)) < 0.5
-        masks = masks.to(self.device, self.dtype)
+        masks = self._random_coalitions(2)
         true = check_output(self._head(*_mix(self._at_layer, masks, self.shape)), self._target)
         found = fast(masks)
         tolerance = 1e3 * torch.finfo(self.dtype).eps * true.abs().max()
         return found.shape == true.shape and bool((true - found).abs().max() <= tolerance)
+
+    def _random_coalitions(self, count: int) -> Tensor:
+        masks = torch.rand(count, self.n_players, generator=torch.Generator().manual_seed(0)) < 0.5
+        return masks.to(self.device, self.dtype)
 
     def _payoff(self, masks: Tensor, parts: tuple) -> Tensor:
         if self._cache is not None and parts is self._mixed:
             logits = _cached_logits(self._cache, masks)
         else:
             logits = parts[2](*_mix(parts, masks, self.shape))
-        logits = check_output(logits, self._target)
-        if logits.dtype in _HALF:
-            logits = logits.float()  # a difference of two probabilities has no digit to lose
-        return PAYOFFS[self.payoff](logits, self.target)
+        return payoff_of(check_output(logits, self._target), self.target, self.payoff)
+
+    def _warn_if_saturated(self, values: Tensor) -> None:
+        """Looked at once, where it costs nothing; random coalitions, not counted, settle a suspicion."""
+        if self._looked or len(values) < 2:
+            return
+        self._looked = True
+        if self.payoff == "probability" and is_saturated(values):
+            if is_saturated(self._payoff(self._random_coalitions(16), self._mixed)):
+                warn_of_saturation(values, self.target)
 
     def _batch(self, parts: tuple) -> int:
         cached = self._cache is not None and parts is self._mixed
@@ -193,16 +208,3 @@ def _baseline(present: Tensor, baseline: str | Tensor) -> Tensor:
         raise ValueError(f'baseline must be "mean", "zero" or a tensor, not {baseline!r}')
     mean = present.mean((2, 3), keepdim=True)
     return (mean if baseline == "mean" else torch.zeros_like(mean)).expand_as(present)
-
-
-def _log_odds(logits: Tensor, target: int) -> Tensor:
-    others = logits.clone()
-    others[:, target] = -torch.inf
-    return logits[:, target] - others.logsumexp(1)
-
-
-PAYOFFS = {
-    "probability": lambda logits, target: logits.softmax(1)[:, target],
-    "logit": lambda logits, target: logits[:, target],
-    "log_odds": _log_odds,
-}

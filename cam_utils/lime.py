@@ -8,9 +8,9 @@ from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from .cams import Layer, check_baseline, check_input, check_output, chunks, seeded
-from .games import PAYOFFS
 from .layers import count, evaluating
 from .models import ModelSpec, spec_of
+from .payoffs import check_payoff, is_saturated, payoff_of, warn_of_saturation
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +77,12 @@ def lime(
                 copies = torch.where(chunk[:, labels][:, None], image, absent)  # (B,3,H,W)
                 # channels last: CPUs convolve it faster
                 logits = check_output(model(copies.contiguous(memory_format=torch.channels_last)), c)
-                values.append(PAYOFFS[payoff](logits.float() if logits.itemsize == 2 else logits, int(c)).double())
+                values.append(payoff_of(logits, int(c), payoff))
                 count(len(chunk))
-            values, weights = torch.cat(values), kernel_weights(masks, kernel_width)
+            values = torch.cat(values)
+            if payoff == "probability" and is_saturated(values):
+                warn_of_saturation(values, int(c))
+            values, weights = values.double(), kernel_weights(masks, kernel_width)
             coefficients, intercept = weighted_ridge(masks, values, weights, alpha)
             r2 = weighted_r2(values, intercept + masks.double() @ coefficients, weights)
             maps.append(coefficients.to(x.dtype)[labels])
@@ -156,7 +159,6 @@ def _consecutive(segments: Tensor, x: Tensor) -> Tensor:
 def _check_options(n_samples: int, payoff: str, kernel_width: float, alpha: float) -> None:
     if n_samples < 2:
         raise ValueError(f"n_samples must be at least 2, not {n_samples}")
-    if payoff not in PAYOFFS:
-        raise ValueError(f"payoff must be one of {', '.join(PAYOFFS)}, not {payoff!r}")
+    check_payoff(payoff)
     if not (kernel_width > 0 and alpha > 0):
         raise ValueError(f"kernel_width and alpha must be positive, not {kernel_width} and {alpha}")

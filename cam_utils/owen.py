@@ -14,6 +14,7 @@ network faded along that diagonal stands in for the extension, and one backward 
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from .shapley import MAX_EXACT, BudgetError, Estimate, exact, paired_design
 NODES = 8  # of the Gauss-Legendre rule; chosen by measurement, see notebook 06
 DEFAULT_BUDGET = 2 + NODES * GRADIENT_COST  # 22: the gradients along the diagonal, and both ends
 _EDGE = 1e-5  # probabilities are kept this far from 0 and 1 where their log-odds are needed
+_CORNER = 1e-4  # where all probabilities of a game are this close to 0 or to 1, everything is measured in smaller units
 
 
 def owen(game: LayerGame, budget: float = DEFAULT_BUDGET, generator: torch.Generator | None = None) -> Estimate:
@@ -56,7 +58,7 @@ def owen_and_surrogate(
     u = game.value(coalitions).double().cpu()
     total, spent = float(u[1] - u[0]), GRADIENT_COST * len(faded) + len(coalitions)
 
-    link = LogOdds if game.payoff == "probability" else Identity
+    link = _link(torch.cat([v, u])) if game.payoff == "probability" else Identity
     weight = link.weight(v)
     slopes = gradient / (2 * link.derivative(v)[:, None])  # of the score, by x = 2m - 1
     b = _mean_slopes(faded[:nodes], slopes[:nodes], weight[:nodes])
@@ -97,32 +99,58 @@ def _plan(budget: float, n: int) -> tuple[int, int, int]:
     return nodes, pairs, int((spare - 2 * pairs * GRADIENT_COST) / 2) if corrected else 0
 
 
-class LogOdds:
-    """The bend of a probability: payoff = sigmoid(score)."""
+@dataclass(frozen=True)
+class SigmoidLink:
+    """The bend of a probability: payoff = sigmoid(score), between `low` and `high`, in whose distance the floors are."""
 
-    payoff = staticmethod(torch.sigmoid)
+    low: float = 0.0
+    high: float = 1.0
 
-    @staticmethod
-    def score(v: Tensor) -> Tensor:
+    @property
+    def scale(self) -> float:
+        """Of differences between payoffs."""
+        return self.high - self.low
+
+    def payoff(self, score: Tensor) -> Tensor:
+        """1 / (1 + exp(-score))."""
+        return score.sigmoid().clamp(self.low, self.high)
+
+    def score(self, v: Tensor) -> Tensor:
         """log(v / (1 - v))."""
-        return v.clamp(_EDGE, 1 - _EDGE).logit()
+        return self._inside(v).logit()
 
-    @staticmethod
-    def derivative(v: Tensor) -> Tensor:
+    def derivative(self, v: Tensor) -> Tensor:
         """Of the payoff by the score."""
-        v = v.clamp(_EDGE, 1 - _EDGE)
-        return (v * (1 - v)).clamp(min=1e-4)
+        v = self._inside(v)
+        return (v * (1 - v)).clamp(min=1e-4 * self.scale)
 
-    @classmethod
-    def weight(cls, v: Tensor) -> Tensor:
+    def weight(self, v: Tensor) -> Tensor:
         """How much a slope of the score tells about the payoff, relative to the others."""
-        derivative = cls.derivative(v)
+        derivative = self.derivative(v)
         return (derivative / derivative.mean()).clamp(0.1, 10)
+
+    def _inside(self, v: Tensor) -> Tensor:
+        edge = _EDGE * self.scale
+        return v.clamp(edge, 1 - max(edge, 1e-16))
+
+
+LogOdds = SigmoidLink()
+
+
+def _link(v: Tensor) -> SigmoidLink:
+    """For the probabilities v: a class that is next to impossible, or next to certain, has room in a corner only."""
+    low, high = float(v.min()), float(v.max())
+    if high < _CORNER:
+        return SigmoidLink(high=max(8 * high, 1e-100))
+    if low > 1 - _CORNER:
+        return SigmoidLink(low=1 - max(8 * (1 - low), 1e-15))
+    return LogOdds
 
 
 class Identity:
     """Logits and log-odds are taken as they are."""
 
+    scale = 1.0
     payoff = score = staticmethod(lambda v: v)
     derivative = weight = staticmethod(torch.ones_like)
 
@@ -130,7 +158,7 @@ class Identity:
 class Surrogate:
     """The game payoff(l + polynomial(d, l)): l = (b0 + d·b1)·x, x = 2m - 1, d the mean of x, b (2,n)."""
 
-    def __init__(self, b: Tensor, link=LogOdds):
+    def __init__(self, b: Tensor, link: SigmoidLink | type[Identity] = LogOdds):
         self.b, self.link = b, link
         self.terms, self.coefficients, self.scale = [(i, 0) for i in range(4)], torch.zeros(4, dtype=torch.float64), 1.0
 
@@ -164,7 +192,7 @@ class Surrogate:
         design = torch.stack([d**i * t**j for i, j in self.terms], 1)
         for _ in range(steps):
             now = self.link.payoff(self._bent(d, score))
-            bend = self.link.derivative(now).clamp(min=1e-3)
+            bend = self.link.derivative(now).clamp(min=1e-3 * self.link.scale)
             step = _ridge(design * bend[:, None], payoffs - now, torch.ones_like(d), 1e-3 * float(bend.square().sum()))
             self.coefficients = self.coefficients + step
 

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .additive import additive_values
+from .additive import additive_values, within_reach
 from .cams import check_input, seeded
 from .games import LayerGame
 from .owen import DEFAULT_BUDGET, owen
@@ -63,7 +63,8 @@ def owen_cam(
     """
 
     def estimate(game: LayerGame, draws: torch.Generator) -> Estimate:
-        return additive_values(game) if game.kind == "additive" else owen(game, budget, draws)
+        closed = game.kind == "additive" and within_reach(game)
+        return additive_values(game) if closed else owen(game, budget, draws)
 
     new_game = partial(LayerGame, model, layer, payoff=payoff, baseline=baseline, deferred=True)
     return _maps(new_game, estimate, x, target, generator, return_estimate)

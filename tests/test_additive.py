@@ -4,8 +4,9 @@ import torch
 from cam_utils.additive import additive_values, softmax_additive_shapley
 from cam_utils.cams import cam
 from cam_utils.data import load_photo
-from cam_utils.games import PAYOFFS, LayerGame
+from cam_utils.games import LayerGame
 from cam_utils.models import preprocess
+from cam_utils.payoffs import PAYOFFS
 from cam_utils.shapley import exact, permutation
 from conftest import toy_cnn
 
