@@ -9,8 +9,8 @@ import hashlib
 import io
 import json
 import time
-import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from . import cams, shap_cam
 from .data import Photo, load_photos, make_shapes
 from .files import make_ready, write_file
 from .games import LayerGame
-from .layers import split
+from .layers import resolve_layer, split
 from .models import preprocess
 from .owen import owen, owen_and_surrogate
 from .packages import grad_cam_package
@@ -127,19 +127,20 @@ def cached_reference(game: LayerGame, key: dict, tolerance: float, seed: int, fo
     """Reference values (n,) and their own relative error, computed once for each key (weights, photo, layer, payoff)."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     file = folder / f"{digest}.npz"
-    try:
-        with np.load(file, allow_pickle=False) as saved:
-            good = saved["error"] <= tolerance or saved.get("tolerance", 0) == tolerance
-            if good and json.loads(str(saved["key"])) == key:
-                return torch.from_numpy(saved["values"]), float(saved["error"])
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
+    with (
+        suppress(Exception),
+        np.load(file, allow_pickle=False) as saved,
     ):  # missing, cut off, or something else altogether
-        pass
+        values, error = saved["values"], float(saved["error"])
+        good = error <= tolerance or saved.get("tolerance", 0) == tolerance
+        good = (
+            good
+            and values.dtype == np.float64
+            and values.shape == (game.n_players,)
+            and np.isfinite([*values, error]).all()
+        )
+        if good and json.loads(str(saved["key"])) == key:
+            return torch.from_numpy(values), error
     found = reference(game, tolerance, torch.Generator().manual_seed(seed))
     error = float(found.standard_error.norm() / found.values.norm())
     about = {"error": error, "tolerance": tolerance, "key": json.dumps(key, sort_keys=True)}
@@ -236,6 +237,8 @@ def shapley_benchmark(
     layer, players, estimator, budget, cost, error, correlation, coverage, seconds, reference_error. Beside it maps.csv has
     the correlations of the package grad-cam's maps with the same references (see `compare_maps`), where the head is nonlinear.
     """
+    for layer in layers:  # before any work
+        resolve_layer(model, layer)
     make_ready(out, out / "references")
     runs = [(model, images, layer) for layer in layers]
     if shapes:
@@ -281,6 +284,8 @@ def speed_benchmark(
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     rows = []
+    for layer in layers:  # before any work
+        resolve_layer(model, layer)
     for layer in layers:
         for name, x in images.items():
             with torch.no_grad():

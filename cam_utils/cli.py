@@ -88,7 +88,7 @@ def explain(
     if failed:
         typer.echo(f"error: {len(failed)} of {len(failed) + written} photos could not be explained:", err=True)
         for path, reason in failed.items():
-            typer.echo(f"  {path}: {reason}", err=True)
+            typer.echo(f"  {shell.printable(path)}: {reason}", err=True)
         raise typer.Exit(1)
 
 
@@ -154,7 +154,7 @@ def experiments(
         list[str] | None, typer.Option("--set", help="photos, mosaics, shapes, watermark; repeatable.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Images of each set.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 2)] = 0,  # of 64 bits; other draws take the next one
     threads: Annotated[int, typer.Option(min=1, help="Of torch; 1 gives the values that Dask's workers give.")] = 1,
     progress: Annotated[bool | None, typer.Option("--progress/--no-progress", help="[default: on a terminal]")] = None,
     engine: Annotated[str, typer.Option(help="in-process, or dask: a local cluster.")] = "in-process",
@@ -237,6 +237,8 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 def main() -> None:
     """Run the command line; what the user can put right is one line and exit code 2, no traceback."""
+    if hasattr(sys.stdout, "reconfigure"):  # a class or a file may be called what this terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (ValueError, OSError) as error:

@@ -207,8 +207,7 @@ def load_photos(names=None, *, label=None, licence=None, top1_right=None) -> lis
     Raises ValueError for a name, label or licence that no photo has, with the nearest that exist, and for a photo whose
     sha256 is not that of photos.csv.
     """
-    with (paths.PHOTOS / "photos.csv").open(encoding="utf-8", newline="") as file:
-        every = sorted((_photo(row) for row in csv.DictReader(file)), key=lambda photo: photo.name)
+    every = _every_photo()
     if names is not None:
         names = {name.removesuffix(".jpg") for name in ([names] if isinstance(names, str) else names)}
     photos = every
@@ -228,8 +227,28 @@ def load_photo(name) -> Photo:
     return load_photos(name)[0]
 
 
+def _every_photo():
+    """All rows of photos.csv, sorted by name. Raises ValueError that names the row that is wrong."""
+    file, row = paths.PHOTOS / "photos.csv", {}
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:
+            photos = {}
+            for row in csv.DictReader(opened):
+                photo = _photo(row)
+                if photos.setdefault(photo.name, photo) is not photo:
+                    raise ValueError("the name is there twice")
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        why = f"the column {error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file} is damaged, restore it (git checkout): {row.get('file')!r}: {why}") from None
+    return [photos[name] for name in sorted(photos)]
+
+
 def _photo(row):
-    target, right = int(row["imagenet_index"]), {"True": True, "False": False}[row["top1_right"]]
+    target, right = int(row["imagenet_index"]), row["top1_right"] == "True"
+    if not 0 <= target < 1000 or row["top1_right"] not in ("True", "False"):
+        raise ValueError(
+            f"imagenet_index {target} must be from 0 to 999, top1_right {row['top1_right']!r} True or False"
+        )
     path = paths.PHOTOS / row["file"]
     attribution = row["licence"], row["author"], row["source"]
     return Photo(path.stem, path, target, row["label"], right, *attribution, row["sha256"])

@@ -57,12 +57,13 @@ def write_shard(folder: Path, job: Job, columns: tuple[str, ...], rows: list[dic
 def read_shard(folder: Path, job: Job, columns: tuple[str, ...]) -> Shard | None:
     """The shard of a job, or None where there is none that is whole and its own."""
     try:
-        first, _, body = _file(folder, job).read_text(encoding="utf-8").partition("\n")
+        with _file(folder, job).open(encoding="utf-8", newline="") as file:  # a carriage return in a name stays one
+            first, _, body = file.read().partition("\n")
         head = json.loads(first)
         expected = {"key": job.key, "columns": list(columns), "sha256": _sha256(body)}
         if all(head[name] == value for name, value in expected.items()) and body:
             return Shard(body, dict(head["failures"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
 

@@ -117,6 +117,7 @@ def run(
         try:
             torch.set_num_threads(1)  # the networks' weights must not depend on the number of threads
             models = networks(profile.models, sets, seed, progress, kept)
+            _check_layers(models, choices.get("layers"))
             given = {} if data is None else {"data": folder(data, limit, seed)}
             tasks = plan(profile, models, sets, given, limit, seed, 1 if remote else threads)
             jobs = [task.job for task in tasks]
@@ -214,6 +215,14 @@ def _known(kind: str, names: Iterable[str], known: Iterable[str]) -> tuple[str, 
 def _layers(model: nn.Module, layers: Iterable[str]) -> list[str]:
     names = {name for name, _ in model.named_modules()}
     return [layer for layer in layers if layer in names] or [spec_of(model).layer]
+
+
+def _check_layers(models: dict[str, nn.Module], layers: Iterable[str] | None) -> None:
+    """ValueError for a layer that was asked for and no network has."""
+    for layer in layers or ():
+        if not any(layer == name for model in models.values() for name, _ in model.named_modules()):
+            near = {name: spec_of(model).layer for name, model in models.items()}
+            raise ValueError(f"none of the networks has a layer {layer!r}. Theirs by default: {near}")
 
 
 def _has_cam(model: nn.Module, layer: str) -> bool:

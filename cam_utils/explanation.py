@@ -74,7 +74,7 @@ def explain(
     method: a key of METHODS; layer: a module or dotted name (None: the model's default); options go to the method.
     Cost: the method's, and one forward pass for the probabilities. Raises ValueError for an unknown method, layer or class.
     """
-    known = check_options(method, options)
+    check_options(method, options)
     layer = spec_of(model).layer if layer is None else layer
     module = resolve_layer(model, layer)
     seen = view(image, model)
@@ -84,7 +84,8 @@ def explain(
     target = int(probabilities.argmax()) if target is None else resolve_target(model, target)
     start = time.perf_counter()
     with counting() as counter:
-        states_error = {"return_estimate": True} if "return_estimate" in known else {}
+        stating = "return_estimate" in inspect.signature(METHODS[method]).parameters
+        states_error = {"return_estimate": True} if stating else {}
         found = METHODS[method](model, module, x, torch.tensor([target], device=x.device), **options | states_error)
     maps, estimates = found if states_error else (found, None)
     likeliest = probabilities.topk(min(5, len(probabilities)))
@@ -128,6 +129,7 @@ def check_options(method: str, options: Iterable[str] = ()) -> list[str]:
         near = difflib.get_close_matches(str(method).lower().replace("-", "_"), METHODS, n=3) or METHODS
         raise ValueError(f"unknown method {method!r}. Choose one of: {', '.join(near)}")
     known = [*inspect.signature(METHODS[method]).parameters][4:]  # behind model, layer, x, target
+    known = [name for name in known if not name.startswith("return_")]  # `explain` returns a map alone
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{method} has no option {', '.join(unknown)}. It has: {', '.join(known) or 'none'}")
     return known

@@ -69,18 +69,40 @@ def load_catalogue(language: str) -> Catalogue | None:
     if not file.exists():
         known = sorted(other.stem.removeprefix("labels_") for other in paths.NOTEBOOKS.glob("labels_*.yml"))
         raise ValueError(f"no labels in {language!r}; there are en, {', '.join(known)}, and {file.name} would add it")
-    return parse(yaml.safe_load(file.read_text(encoding="utf-8")))
+    try:
+        return parse(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValueError, re.error) as error:
+        raise ValueError(f"{file.name} cannot be used: {' '.join(str(error).split())}") from None
 
 
 def parse(content: dict) -> Catalogue:
-    """A catalogue from what its file holds."""
+    """A catalogue from what its file holds. Raises ValueError for what has another form than the head of this module says."""
+    if not isinstance(content, dict) or not {"labels", "keep"} <= set(content):
+        raise ValueError("it must have `labels` and `keep`")
+    if not isinstance(content["keep"], list) or not all(isinstance(pattern, str) for pattern in content["keep"]):
+        raise ValueError("`keep` must be a list of regular expressions")
+    _check_texts("labels", content["labels"])
     exact = {english: text for english, text in content["labels"].items() if "{}" not in english}
     templates = tuple(
         (re.compile(re.escape(english).replace(r"\{\}", "(.+?)"), re.DOTALL), text)
         for english, text in content["labels"].items()
         if "{}" in english
     )
+    for pattern, text in templates:
+        try:
+            text.format(*[""] * pattern.groups)
+        except (IndexError, KeyError, ValueError):
+            raise ValueError(f"{text!r} has other gaps {{}} than its English") from None
     return Catalogue(exact, templates, re.compile("|".join(content["keep"])))
+
+
+def _check_texts(name: str, content: dict) -> dict:
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} must be texts by name, not a {type(content).__name__}")
+    for key, text in content.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise ValueError(f"{name}: {key!r} and {text!r} must be texts: put them into quotes")
+    return content
 
 
 @contextmanager
@@ -118,4 +140,8 @@ def translated(figure: Figure, catalogue: Catalogue | None) -> Iterator[set[str]
 @cache
 def alternative_texts() -> dict[str, str]:
     """What each figure of the notebooks shows, {name: text}."""
-    return yaml.safe_load((paths.NOTEBOOKS / "figures.yml").read_text(encoding="utf-8"))
+    file = paths.NOTEBOOKS / "figures.yml"
+    try:
+        return _check_texts(file.name, yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file.name} cannot be used: {' '.join(str(error).split())}") from None

@@ -100,10 +100,11 @@ def _call(module: str, function: str) -> nn.Module:
     sys.path.insert(0, "")
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
+    except (Exception, SystemExit) as error:  # whatever is wrong with the user's code
         raise ValueError(
-            f"cannot import {module}: {error}. It is looked for in this folder and the installed packages"
-        ) from None
+            f"cannot import {module!r}: {type(error).__name__}: {_one_line(error)}. A module is given by its name, such as "
+            "networks or package.networks, and looked for in this folder and the installed packages"
+        ) from error
     finally:
         sys.path.remove("")
     if not callable(getattr(found, function, None)):
@@ -116,7 +117,10 @@ def _call(module: str, function: str) -> nn.Module:
         raise ValueError(
             f"{module}:{function.__name__} is called without arguments, and has some ({error}): write a function that gives them"
         ) from None
-    return function()
+    try:
+        return function()
+    except Exception as error:
+        raise ValueError(f"{module}:{function.__name__} fails: {type(error).__name__}: {_one_line(error)}") from error
 
 
 def _load(model: nn.Module, file: Path) -> None:
@@ -124,7 +128,11 @@ def _load(model: nn.Module, file: Path) -> None:
         raise FileNotFoundError(f"no such file of weights: {str(file)!r}")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except OSError:
+        raise
+    except Exception as error:  # a file that is cut off or no such file raises half a dozen types
+        if not isinstance(error, pickle.UnpicklingError) or "weights_only" not in str(error):
+            raise ValueError(f"{file} is damaged, or no file of torch.save: {_one_line(error)}") from None
         raise ValueError(
             f"{file} does not hold a state dict, or more than one (a whole network?), which is not read since it may run any "
             "code: write it by torch.save(model.state_dict(), file)"

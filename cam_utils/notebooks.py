@@ -72,14 +72,24 @@ def find_notebooks(folder: Path, only=()) -> list[Notebook]:
 
 def _defaults(path: Path) -> dict:
     """Literals only: papermill overrides after this cell, so what is derived in it would not follow."""
-    cells = nbformat.read(path, as_version=4).cells
-    source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())), "")
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+        source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())), "")
+    except OSError:
+        raise
+    except Exception as error:  # what is no notebook fails in a dozen ways
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path.name} cannot be read as a notebook: restore it, or move it away. {why}") from None
+    try:
+        statements = ast.parse(source).body
+    except (SyntaxError, ValueError) as error:  # a null byte
+        raise ValueError(f"{path.name}: the parameters cell is no Python: {error}") from None
     values = {}
-    for statement in ast.parse(source).body:
+    for statement in statements:
         targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
         try:
             values |= {target.id: ast.literal_eval(statement.value) for target in targets}
-        except (AttributeError, ValueError):
+        except (AttributeError, ValueError, TypeError):
             line = ast.unparse(statement)
             raise ValueError(f"{path.name}: `{line}` in the parameters cell is not `name = literal`") from None
     return values
@@ -94,9 +104,18 @@ def parse_parameters(assignments) -> dict:
             raise ValueError(f"a parameter is given as name=value, not {text!r}")
         try:
             values[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            values[name] = yaml.safe_load(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            values[name] = _yaml(name, value)
     return values
+
+
+def _yaml(name: str, value: str):
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date such as 2026-13-01 is a ValueError
+        raise ValueError(
+            f"{name}={value[:80]} is neither a Python literal nor YAML: put a text into quotes, '{name}=\"...\"'"
+        ) from None
 
 
 def check_parameters(notebook: Notebook, given: dict) -> None:

@@ -156,7 +156,7 @@ def plot_explanations(explanations: Sequence, *, signed: bool = False, columns: 
     columns = -(-(len(maps) + 1) // rows)  # rows of the same length, as far as it goes
     figure = plot_maps(first.image, maps, title=classes, signed=signed, columns=columns)
     for ax in figure.axes:
-        ax.title.set_fontsize(fontsize)
+        ax.title.set(fontsize=fontsize, parse_math=False)  # a class or layer may be called $
     return figure
 
 
@@ -167,6 +167,7 @@ def plot_contact_sheet(explanations: Sequence, names: Sequence[str], *, columns:
     for ax, e, name in zip(figure.axes, explanations, names, strict=False):
         title = f"{textwrap.shorten(name, 20)}\n{textwrap.shorten(e.label, 18)} {e.score:.0%}"
         show_map(ax, e.image, e.map, title)
+        ax.title.set_parse_math(False)  # a file may be called $
     for ax in figure.axes[len(explanations) :]:
         ax.remove()
     return figure

@@ -158,10 +158,21 @@ def _stale(figures: Path, old: dict, made: dict, kept: dict, prune: bool) -> lis
 
 def _read_manifest(figures: Path) -> dict:
     file = figures / "manifest.json"
+    if not file.exists():
+        return {"versions": {}, "figures": {}}
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"versions": {}, "figures": {}}
-    except ValueError:
-        raise ReproductionError(f"{file} is damaged: delete it and run all notebooks") from None
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        whole = isinstance(manifest["versions"], dict) and all(
+            isinstance(entry["notebook"], str) and isinstance(entry["files"], dict)
+            for entry in manifest["figures"].values()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ReproductionError(
+            f"{file} is damaged or in the form of another version: restore it (git checkout), or delete it and run all notebooks"
+        )
+    return manifest
 
 
 def _publish(folder: Path, staged: dict[str, Path], stale: list[str] = ()) -> None:

@@ -55,7 +55,7 @@ def explain_files(
         try:
             image = load_image(file)  # once, whatever the number of methods
             found = [
-                explain(network, image, target, m, layer, **{k: v for k, v in values.items() if k in names})
+                _explain(network, image, target, m, layer, {k: v for k, v in values.items() if k in names})
                 for layer in layers
                 for m, names in known.items()
             ]
@@ -65,13 +65,27 @@ def explain_files(
             failed[file] = str(error)
             continue
         _write(found, to, signed)
-        sheet.append((found[-len(known)], file.stem))  # the first method at the last layer
+        sheet.append((found[-len(known)], printable(file.stem)))  # the first method at the last layer
         _report(found, file, to, several, say)
     if len(sheet) > 1 and format != "npy":
         to = targets[0].parent / f"{CONTACT_SHEET}.{format}"
         write_figure(plot_contact_sheet(*zip(*sheet, strict=True)), to, bbox_inches="tight")
-        say(f"{len(sheet)} photos side by side: {to}")
+        say(f"{len(sheet)} photos side by side: {printable(to)}")
     return len(sheet), failed
+
+
+def _explain(network: nn.Module, image, target: str | None, method: str, layer: str, options: dict) -> Explanation:
+    try:
+        return explain(network, image, target, method, layer, **options)
+    except (TypeError, AttributeError) as error:
+        if not options:
+            raise
+        raise ValueError(f"{method} cannot take {options}, of which one is of the wrong kind: {error}") from error
+
+
+def printable(path: Path | str) -> str:
+    """A path on one line, in quotes and with escapes where it has line breaks, or bytes that are no text."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def _format(out: Path | None, format: str | None, several: bool) -> str:
@@ -86,6 +100,8 @@ def _layers(network: nn.Module, layers: Sequence[str]) -> list[str]:
     """Layers by name; none: the network's own; "all": the last at every resolution."""
     if "all" not in layers:
         return [*layers] or [spec_of(network).layer]
+    if len(layers) > 1:
+        raise ValueError("--layer all stands alone: give either it or the names of layers")
     parameter, size = next(network.parameters()), spec_of(network).input_size
     try:
         return list(candidate_layers(network, torch.zeros(1, 3, size, size).to(parameter))[0])
@@ -118,7 +134,7 @@ def _targets(files, methods, layers, out: Path | None, format: str, several: boo
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # which "meta" has not
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0][:100]
         known = [
@@ -146,7 +162,7 @@ def _write(found: list[Explanation], to: Path, signed: bool) -> None:
 def _report(found: list[Explanation], file: Path, to: Path, several: bool, say: Callable[[str], None]) -> None:
     first = found[0]
     if several:
-        say(f"{file}: {first.label} {first.score:.1%} -> {to}")
+        say(f"{printable(file)}: {first.label} {first.score:.1%} -> {printable(to)}")
         return
     for label, probability in first.top:
         say(f"{probability:7.1%}  {label}")
@@ -154,4 +170,4 @@ def _report(found: list[Explanation], file: Path, to: Path, several: bool, say: 
         error = f", standard error {e.relative_error:.1%} of the map" if e.relative_error else ""
         cost = f"{e.n_evaluations:.4g} evaluations in {e.seconds:.2f} s"
         say(f'{e.method} of "{e.label}" (class {e.target}, {e.score:.1%}) at {e.layer}: {cost}{error}')
-    say(f"written: {to}")
+    say(f"written: {printable(to)}")

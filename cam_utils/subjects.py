@@ -102,6 +102,8 @@ def folder(path: str | Path, limit: int | None = None, seed: int = 0) -> list[Pi
     found = sorted((file.relative_to(path).as_posix(), file) for file in image_files(path))
     if limit is not None and limit < len(found):
         found = [found[i] for i in sorted(np.random.default_rng(seed).choice(len(found), limit, replace=False))]
+    # a table is UTF-8: bytes of a name that are not are written \xe9
+    found = [(os.fsencode(name).decode("utf-8", "backslashreplace"), file) for name, file in found]
     files = [(name, str(file.resolve())) for name, file in found]
     return [Picture("data", name, _digest_of((file,)), files=(file,)) for name, file in files]
 
