@@ -237,9 +237,11 @@ def _every_photo():
                 photo = _photo(row)
                 if photos.setdefault(photo.name, photo) is not photo:
                     raise ValueError("the name is there twice")
+        if not photos:
+            raise ValueError("it has no photos")
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         why = f"the column {error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{file} is damaged, restore it (git checkout): {row.get('file')!r}: {why}") from None
+        raise ValueError(f"{file} is damaged, restore it (git checkout): {row.get('file')}: {why}") from None
     return [photos[name] for name in sorted(photos)]
 
 

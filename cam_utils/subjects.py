@@ -102,9 +102,7 @@ def folder(path: str | Path, limit: int | None = None, seed: int = 0) -> list[Pi
     found = sorted((file.relative_to(path).as_posix(), file) for file in image_files(path))
     if limit is not None and limit < len(found):
         found = [found[i] for i in sorted(np.random.default_rng(seed).choice(len(found), limit, replace=False))]
-    # a table is UTF-8: bytes of a name that are not are written \xe9
-    found = [(os.fsencode(name).decode("utf-8", "backslashreplace"), file) for name, file in found]
-    files = [(name, str(file.resolve())) for name, file in found]
+    files = [(_text(name), str(file.resolve())) for name, file in found]
     return [Picture("data", name, _digest_of((file,)), files=(file,)) for name, file in files]
 
 
@@ -198,6 +196,11 @@ def _kept(file: Path, head: str) -> nn.Module | None:
     except Exception:  # missing, cut off, or something else altogether
         return None
     return model.eval().requires_grad_(False) if whole else None
+
+
+def _text(name: str) -> str:
+    """A file's name as a table can hold it: bytes that are not UTF-8 as \\xe9, and \\r, which Python's csv does not quote."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\r", "\\r")
 
 
 def _of_photo(photo: Photo, name: str) -> Picture:
