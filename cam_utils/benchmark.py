@@ -135,7 +135,7 @@ def cached_reference(game: LayerGame, key: dict, tolerance: float, seed: int, fo
         good = error <= tolerance or saved.get("tolerance", 0) == tolerance
         good = (
             good
-            and values.dtype == np.float64
+            and values.dtype.kind == "f"
             and values.shape == (game.n_players,)
             and np.isfinite([*values, error]).all()
         )

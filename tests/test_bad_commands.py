@@ -496,7 +496,7 @@ REFERENCES = {  # kind: what becomes of the file of Shapley values, from its byt
     "a reference of another kind of file": lambda whole, saved: saved["values"].tobytes(),
     "a reference that lacks an array": lambda whole, saved: npz(values=saved["values"], error=saved["error"]),
     "a reference of another number of values": lambda whole, saved: npz(**saved | {"values": saved["values"][:-1]}),
-    "a reference in half the precision": lambda whole, saved: npz(**saved | {"values": saved["values"].astype("f4")}),
+    "a reference of whole numbers": lambda whole, saved: npz(**saved | {"values": saved["values"].astype("i8")}),
     "a reference of NaN": lambda whole, saved: npz(**saved | {"values": saved["values"] * np.nan}),
     "a reference whose error is NaN": lambda whole, saved: npz(**saved | {"error": np.nan}),
     "a reference of objects": lambda whole, saved: npz(**saved | {"values": np.array([Evil("ran")] * 12)}),
