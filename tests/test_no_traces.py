@@ -15,12 +15,11 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
-from cam_utils import METHODS, LayerGame, cams, explain, games, layers, lime, pointwise, sanity, shapley
+from cam_utils import METHODS, LayerGame, cams, explain, games, layers, pointwise, sanity, shapley
 from cam_utils.layers import candidate_layers, counting, evaluating, map_sizes, split
 from cam_utils.metrics import BASELINES, METRICS
 from cam_utils.models import ModelSpec
@@ -68,7 +67,9 @@ def network(form, seed):
         model.add_module("features", nn.Sequential(*stem, *middle.get(form, []), *maps))
         model.add_module("classifier", nn.Sequential(*head))
     names = (f"class {i}" for i in range(3))
-    model.spec = ModelSpec("small", "features", SIZE, SIZE, InterpolationMode.BILINEAR, (0.5,) * 3, (0.5,) * 3, tuple(names))
+    model.spec = ModelSpec(
+        "small", "features", SIZE, SIZE, InterpolationMode.BILINEAR, (0.5,) * 3, (0.5,) * 3, tuple(names)
+    )
     model.requires_grad_(form != "frozen")
     model.features[0].bias.requires_grad_(False)
     return model.double() if form == "double" else model
@@ -157,7 +158,17 @@ OPTIONS = {  # so that a call takes a millisecond or ten
     "road_lerf": {"fractions": (0.3,)},
     "sensitivity_max": {"n_perturbations": 2},
 }
-FEW = {"score_cam", "shap_cam", "lime", "owen_cam", "road_morf", "road_lerf", "cascading_randomisation", "owen", "explain"}
+FEW = {
+    "score_cam",
+    "shap_cam",
+    "lime",
+    "owen_cam",
+    "road_morf",
+    "road_lerf",
+    "cascading_randomisation",
+    "owen",
+    "explain",
+}
 
 
 def method(name, function):
@@ -234,7 +245,15 @@ class Injected(Exception):
     """An error of nobody's."""
 
 
-ERRORS = (Injected, RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, NotImplementedError)
+ERRORS = (
+    Injected,
+    RuntimeError,
+    ValueError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    KeyboardInterrupt,
+    NotImplementedError,
+)
 
 
 class Failing:
