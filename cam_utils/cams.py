@@ -39,7 +39,8 @@ def layer_cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tens
 def xgrad_cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
     """XGrad-CAM (Fu et al. 2020, eq. 8): mean gradient weighted by the activation. Cost: 1 forward, 1 backward.
 
-    A channel whose activations sum to zero gets weight 0.
+    A channel whose activations sum to zero gets weight 0. Where they nearly do (layers without a ReLU), the map hangs on
+    the last digits, and half precision gives another one: see data/results/precision.csv.
     """
     A, G = activation_and_gradient(model, layer, x, target)
     weights = _ratio((G * A).sum((2, 3), keepdim=True), A.sum((2, 3), keepdim=True))
@@ -51,9 +52,9 @@ def grad_cam_pp(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Te
 
     Deviation: the weights are those of the paper without the common positive factor exp(y), which would overflow.
     """
-    A, G = activation_and_gradient(model, layer, x, target)
+    A, G = map(_single, activation_and_gradient(model, layer, x, target))
     alpha = _ratio(G**2, 2 * G**2 + A.sum((2, 3), keepdim=True) * G**3)
-    return ((alpha * G.relu()).sum((2, 3), keepdim=True) * A).sum(1)
+    return ((alpha * G.relu()).sum((2, 3), keepdim=True) * A).sum(1).to(x.dtype)
 
 
 def cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
@@ -208,6 +209,11 @@ def check_output(logits: Tensor, target: Tensor | None = None) -> Tensor:
 def _logit(model: nn.Module, batch: Tensor, c: Tensor) -> Tensor:
     count(len(batch))
     return model(batch)[:, c]
+
+
+def _single(t: Tensor) -> Tensor:
+    """`t` in float32 at least: half precision has no room for a gradient's third power."""
+    return t.float() if t.itemsize == 2 else t
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -141,6 +141,24 @@ def speed(photos: Photos = 8, layers: Layers = None, threads: Threads = 2, out: 
 
 
 @benchmark.command()
+def precision(photos: Photos = 4, layers: Layers = None, threads: Threads = 2, out: Out = None):
+    """How far maps in float32, float16 and bfloat16 are from those in float64: precision.csv. Minutes."""
+    import torch
+
+    from . import benchmark as bench
+    from .models import load_model
+    from .paths import RESULTS
+    from .precision import precision_benchmark
+
+    torch.set_num_threads(threads)
+    model, out = load_model(), out or RESULTS
+    out.mkdir(parents=True, exist_ok=True)
+    table = precision_benchmark(model, bench.photos_for(model, photos), layers or ["blocks.5", "bn2"])
+    table.round(7).to_csv(out / "precision.csv", index=False)
+    typer.echo(f"written: {out / 'precision.csv'}")
+
+
+@benchmark.command()
 def experiments(
     profile: Annotated[
         str, typer.Option(help="quick or full: how many images, and how much the slow methods may cost.")

@@ -35,7 +35,7 @@ EVERY_METHOD = METHODS | BASELINES
 SHAPLEY = ("shap_cam", "owen_cam")  # whose maps are Shapley values of the layer's positions
 _REST = frozenset(  # compute no value of the table
     "__init__ __main__ chosen cli compare engine experiments explorer files language networks notebooks packages paths "
-    "plotting reproduce shell statistics tokens".split()
+    "plotting precision reproduce shell statistics tokens".split()
 )
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow")
 _ONE_AT_A_TIME = threading.Lock()  # the hooks of two explanations must not meet in one network
