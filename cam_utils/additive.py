@@ -12,6 +12,7 @@ from .payoffs import PAYOFFS, payoff_of
 from .shapley import Estimate
 
 _TAPS = {3: 3, 4: 3, 5: 5, 6: 3, 7: 3, 8: 29, 9: 17, 10: 9, 11: 5, 12: 83}  # primitive polynomials x^m + bits
+MAX_PLAYERS = (2 ** max(_TAPS) - 1) // 3  # 1365: more than that have no design of coalitions here
 _NODES = 12  # of the Gauss-Legendre rule in q
 
 
@@ -23,7 +24,7 @@ def additive_values(game: LayerGame) -> Estimate:
     floating point numbers do not reach that far, see `within_reach`.
     """
     z0, delta = game.position_logits
-    if not within_reach(game):
+    if game.n_players <= MAX_PLAYERS and not within_reach(game):
         raise ValueError("logits this large, or a probability this close to 0 or 1, are beyond this method: take owen")
     if game.payoff == "logit":
         values = delta[:, game.target].double()
@@ -35,11 +36,15 @@ def additive_values(game: LayerGame) -> Estimate:
 
 
 def within_reach(game: LayerGame) -> bool:
-    """Whether `additive_values` has digits for a game: no player moves log-odds by 8, p and 1 - p are above 1e-12."""
+    """Whether `additive_values` serves a game: no player moves log-odds by 8, p and 1 - p are above 1e-12, if not the logit's."""
+    if game.kind != "additive" or game.payoff == "logit":
+        return game.kind == "additive"
+    if game.n_players > MAX_PLAYERS:
+        return False
     z0, delta = game.position_logits
     ends = PAYOFFS["log_odds"](_ends(z0, delta).double(), game.target)
     steps = (delta - delta[:, game.target, None]).abs().max()
-    return game.payoff == "logit" or bool(steps < 8 and ends.abs().max() < 27)
+    return bool(steps < 8 and ends.abs().max() < 27)
 
 
 def _ends(z0: Tensor, delta: Tensor) -> Tensor:
@@ -55,6 +60,8 @@ def softmax_additive_shapley(z0: Tensor, delta: Tensor, target: int, payoff: str
     complements, exact for interactions of up to four players; the integral is Boole's rule. For "probability", both are
     taken of the difference to sigmoid(l(q) + slope(q) . (x - q)), l the log-odds, whose own integral is `_logistic`.
     """
+    if len(delta) > MAX_PLAYERS:
+        raise ValueError(f"the integral is made for at most {MAX_PLAYERS} players, not {len(delta)}: take owen instead")
     x, weight, node, q, gauss = _design(len(delta))
     e = delta - delta[:, target : target + 1]
     x, weight, q = x.to(e), weight.to(e), q.to(e)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cams import Layer, check_input, seeded
+from .cams import Layer
+from .checks import check_input, check_positive, logits_of, seeded
 from .layers import capture, count, evaluating, resolve_layer
 from .models import spec_of
 from .perturb import channels
@@ -29,7 +30,7 @@ def random_map(
     size = x.shape[2:]
     if layer is not None:
         with evaluating(model), capture(resolve_layer(model, layer)) as captured:
-            model(x[:1])
+            logits_of(model, x[:1])
             count(1)
         size = captured.activation.shape[2:]
     noise = []
@@ -42,8 +43,7 @@ def random_map(
 def centre_gaussian(model: nn.Module, layer: Layer | None, x: Tensor, target: Tensor, *, sigma: float = 0.25) -> Tensor:
     """exp(-r²/2σ²) around the image's centre, r in units of each side: photographers put the object there. (N,H,W)."""
     check_input(x, target)
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive, not {sigma}")
+    check_positive(sigma=sigma)
     rows, columns = (
         torch.exp(-(((torch.arange(side, dtype=x.dtype, device=x.device) + 0.5) / side - 0.5) ** 2) / (2 * sigma**2))
         for side in x.shape[2:]

@@ -9,8 +9,8 @@ target, G = dy/dA. The papers' final ReLU is left to `postprocess.rectify`.
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from .checks import blamed_on, check_finite, check_input, chunks, logits_of, slope
 from .layers import capture, count, evaluating, feature_maps, resolve_layer, split
 from .pointwise import parts_of
 from .postprocess import normalize, upsample
@@ -67,8 +67,9 @@ def cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
     features, head = split(model, layer)
     target = check_input(x, target)
     with evaluating(model), torch.no_grad():
-        A = feature_maps(features(x))
-        logits = check_output(head(A), target)
+        with blamed_on(x):
+            A = check_finite(feature_maps(features(x)), "the layer's activation")
+        logits = logits_of(head, A, target=target)
         count(len(x))
         if isinstance(head, torch.fx.GraphModule):
             A = parts_of(head).pointwise(A)
@@ -102,10 +103,10 @@ def score_cam(
     layer, target = resolve_layer(model, layer), check_input(x, target)
     with evaluating(model), torch.no_grad():
         with capture(layer) as captured:
-            check_output(model(x), target)
+            logits_of(model, x, target=target)
         count(len(x))
-        maps = []
-        for image, A, c in zip(x, captured.activation, target, strict=True):
+        maps, activation = [], check_finite(captured.activation, "the layer's activation")
+        for image, A, c in zip(x, activation, target, strict=True):
             scores = [_logit(model, torch.zeros_like(image)[None], c)]
             for channels in chunks(A, batch_size, "Score-CAM", progress):
                 masks = normalize(upsample(channels, image.shape[1:]))
@@ -135,8 +136,9 @@ def ablation_cam(
     with evaluating(model), torch.no_grad():
         maps = []
         for image, c in zip(x, target, strict=True):
-            A = feature_maps(features(image[None]))
-            y = check_output(head(A), c[None])[0, c]
+            with blamed_on(x):
+                A = check_finite(feature_maps(features(image[None])), "the layer's activation")
+            y = logits_of(head, A, target=c[None])[0, c]
             count(1)
             scores = []
             for channels in chunks(torch.arange(A.shape[1], device=A.device), batch_size, "Ablation-CAM", progress):
@@ -157,58 +159,15 @@ def activation_and_gradient(model: nn.Module, layer: Layer, x: Tensor, target: T
         torch.no_grad(),
         capture(layer, gradient=True) as captured,
     ):
-        y = check_output(model(x.clone() if x.is_inference() else x), target).gather(1, target[:, None]).sum()
-        if not y.requires_grad:
-            raise ValueError("the output does not depend on the layer through differentiable operations")
-        (G,) = torch.autograd.grad(y, captured.activation)
-    return captured.activation.detach(), G
-
-
-def check_input(x: Tensor, target: Tensor | int) -> Tensor:
-    """`target` as a tensor (N,) on x's device. Raises ValueError for an x that is no finite image batch or a wrong target."""
-    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or x.numel() == 0:
-        found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be a floating point tensor (N,3,H,W), not {found}; cam_utils.preprocess makes one")
-    if not x.isfinite().all():
-        raise ValueError("x contains NaN or infinite values")
-    target = torch.as_tensor(target, device=x.device)
-    if target.is_floating_point() or target.dtype == torch.bool or target.shape not in ((), (1,), (len(x),)):
-        raise ValueError(f"target must be an integer class id for each of the {len(x)} images, not {target.tolist()}")
-    return target.long().expand(len(x))
-
-
-def seeded(generator: torch.Generator | None) -> torch.Generator:
-    """`generator` itself; None: a new one with seed 0, so that every image draws alike whatever its batch."""
-    return torch.Generator().manual_seed(0) if generator is None else generator
-
-
-def check_baseline(baseline: Tensor, like: Tensor, what: str) -> Tensor:
-    """`baseline` as a tensor like `like`. Raises ValueError that names both shapes if it does not broadcast to it."""
-    try:
-        return baseline.to(like).expand_as(like)
-    except RuntimeError:
-        shapes = f"{tuple(baseline.shape)} does not broadcast to the {what} {tuple(like.shape)}"
-        raise ValueError(f"baseline {shapes}") from None
-
-
-def check_output(logits: Tensor, target: Tensor | None = None) -> Tensor:
-    """`logits` itself. Raises ValueError if it is not a finite (N,K) or a target lies outside 0 … K-1."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        hint = "" if isinstance(logits, Tensor) else ": wrap it in a module whose forward returns the logits alone"
-        raise ValueError(f"the model must put out logits (N,K), not {found}{hint}")
-    if not logits.isfinite().all():
-        raise ValueError("the model's output contains NaN or infinite values")
-    if target is not None and (target.min() < 0 or target.max() >= logits.shape[1]):
-        raise ValueError(
-            f"target {target.tolist()} is out of range: the model's classes are 0 to {logits.shape[1] - 1}"
-        )
-    return logits
+        logits = logits_of(model, x.clone() if x.is_inference() else x, target=target)
+        A = check_finite(captured.activation, "the layer's activation")
+        G = slope(logits.gather(1, target[:, None]).sum(), A)
+    return A.detach(), G
 
 
 def _logit(model: nn.Module, batch: Tensor, c: Tensor) -> Tensor:
     count(len(batch))
-    return model(batch)[:, c]
+    return logits_of(model, batch)[:, c]
 
 
 def _single(t: Tensor) -> Tensor:
@@ -219,11 +178,3 @@ def _single(t: Tensor) -> Tensor:
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0."""
     return (a / b).where(b != 0, torch.zeros_like(a))
-
-
-def chunks(items: Tensor, batch_size: int, name: str, progress: bool | None):
-    """`items` in batches of `batch_size`, under a progress bar called `name` (None: on a terminal). ValueError below 1."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    disable = None if progress is None else not progress
-    return tqdm(items.split(batch_size), desc=name, leave=False, disable=disable)

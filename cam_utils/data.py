@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from . import paths
+from .checks import check_count
 from .shapes import Shapes, make_shapes
 
 __all__ = [
@@ -35,9 +37,11 @@ def image_files(folder) -> list[Path]:
 
     Hidden ones are left out, and those in hidden folders. Raises ValueError for what is no folder, or has no image.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"a folder must be a path, not a {type(folder).__name__}")
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder of images")
+        raise ValueError(f"{folder} is not a folder of images: give one, or load_image a single file")
     Image.init()
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     shown = (f for f in folder.rglob("*") if not any(part[0] == "." for part in f.relative_to(folder).parts))
@@ -116,7 +120,9 @@ def _rgb(image, name):
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on damaged data
-        raise ValueError(f"{name} cannot be decoded, it is truncated or damaged: {error}") from error
+        raise ValueError(
+            f"{name} cannot be decoded, it is truncated or damaged: {str(error) or 'was it closed?'}"
+        ) from error
     orientation = _orientation(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bit(image, name)
@@ -208,12 +214,11 @@ def load_photos(names=None, *, label=None, licence=None, top1_right=None) -> lis
     sha256 is not that of photos.csv.
     """
     every = _every_photo()
-    if names is not None:
-        names = {name.removesuffix(".jpg") for name in ([names] if isinstance(names, str) else names)}
     photos = every
     for field, wanted in (("name", names), ("label", label), ("licence", licence)):
         if wanted is not None:
-            wanted = {wanted} if isinstance(wanted, str) else wanted
+            wanted = _texts(field, wanted)
+            wanted = {name.removesuffix(".jpg") for name in wanted} if field == "name" else wanted
             _check_known(field, wanted, {getattr(photo, field) for photo in every})
             photos = [photo for photo in photos if getattr(photo, field) in wanted]
     photos = [photo for photo in photos if top1_right is None or photo.top1_right == top1_right]
@@ -224,6 +229,8 @@ def load_photos(names=None, *, label=None, licence=None, top1_right=None) -> lis
 
 def load_photo(name) -> Photo:
     """The photo called `name`; ValueError with the nearest names where there is none."""
+    if not isinstance(name, str):
+        raise TypeError(f"a photo is called by its name, not by a {type(name).__name__}: load_photos gives several")
     return load_photos(name)[0]
 
 
@@ -243,6 +250,14 @@ def _every_photo():
         why = f"the column {error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file} is damaged, restore it (git checkout): {row.get('file')}: {why}") from None
     return [photos[name] for name in sorted(photos)]
+
+
+def _texts(field, wanted):
+    """One text or several as a set."""
+    texts = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"a photo's {field} is a text: give one or several, not {wanted!r}")
+    return set(texts)
 
 
 def _photo(row):
@@ -278,8 +293,11 @@ def mosaic(images, rows=2, columns=2, size=448) -> Image.Image:
     images: rows * columns of whatever `load_image` takes; size: the longer side in pixels. A cell has
     size / max(rows, columns) pixels, rounded where that is no integer. ValueError for a wrong number of images.
     """
-    images = list(images)
-    if min(rows, columns) < 1 or size < max(rows, columns):
+    if not isinstance(images, Iterable):
+        raise TypeError(f"images must be a sequence, not a {type(images).__name__}")
+    images = [images] if isinstance(images, str) else list(images)
+    _check_cells(rows, columns)
+    if size < max(rows, columns):
         raise ValueError(f"{rows} x {columns} cells at size {size}: needs at least one cell and one pixel per cell")
     if len(images) != rows * columns:
         raise ValueError(f"{rows} x {columns} cells take {rows * columns} images, got {len(images)}")
@@ -301,11 +319,16 @@ def mosaic_masks(rows, columns, h, w) -> np.ndarray:
     Every pixel is in exactly one cell, the one that holds its centre (the earlier one on a border). `preprocess`
     cuts the border of a picture, so that the network does not see the mosaic whole.
     """
-    if min(rows, columns) < 1 or h < rows or w < columns:
+    _check_cells(rows, columns)
+    if h < rows or w < columns:
         raise ValueError(f"{rows} x {columns} cells need at least one pixel each, got {h} x {w} pixels")
     row = np.searchsorted(_edges(rows, h), np.arange(h), side="right") - 1
     column = np.searchsorted(_edges(columns, w), np.arange(w), side="right") - 1
     return (row[:, None] * columns + column[None, :])[None] == np.arange(rows * columns)[:, None, None]
+
+
+def _check_cells(rows, columns):
+    check_count("rows", rows), check_count("columns", columns)
 
 
 def _edges(cells, length):

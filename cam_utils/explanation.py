@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import cams, lime, plotting, postprocess, shap_cam
+from .checks import logits_of
 from .layers import counting, evaluating, resolve_layer
 from .models import class_names, resolve_target, spec_of, tensor_of, view
 
@@ -78,8 +79,8 @@ def explain(
     layer = spec_of(model).layer if layer is None else layer
     module = resolve_layer(model, layer)
     seen = view(image, model)
-    parameter = next(model.parameters())
-    x = tensor_of(seen, model).to(parameter.device, parameter.dtype)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))  # there may be none
+    x = tensor_of(seen, model).to(like.device, like.dtype)
     probabilities = _probabilities(model, x)
     target = int(probabilities.argmax()) if target is None else resolve_target(model, target)
     start = time.perf_counter()
@@ -106,11 +107,8 @@ def explain(
 
 def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
     """The softmax (K,) of the model's logits. Raises ValueError for a model that does not fit its spec, or has no logits."""
-    try:
-        with evaluating(model), torch.no_grad():
-            logits = cams.check_output(model(x))
-    except RuntimeError as error:
-        raise ValueError(f"{type(model).__name__} fails on an input {tuple(x.shape)}: {error}") from error
+    with evaluating(model), torch.no_grad():
+        logits = logits_of(model, x)
     names = class_names(model)
     if logits.shape[1] == 1:
         raise ValueError("the model has a single output: let it return the two logits (0, output) of no and yes")
@@ -125,7 +123,7 @@ def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
 
 def check_options(method: str, options: Iterable[str] = ()) -> list[str]:
     """The names of a method's options. Raises ValueError for an unknown method or option, naming those that there are."""
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         near = difflib.get_close_matches(str(method).lower().replace("-", "_"), METHODS, n=3) or METHODS
         raise ValueError(f"unknown method {method!r}. Choose one of: {', '.join(near)}")
     known = [*inspect.signature(METHODS[method]).parameters][4:]  # behind model, layer, x, target

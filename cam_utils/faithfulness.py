@@ -12,7 +12,7 @@ black areas and mask borders, not the loss of evidence (ROAD exists for this rea
 import torch
 from torch import Tensor, nn
 
-from .cams import check_input
+from .checks import check_count, check_input
 from .perturb import BATCH_SIZE, check_heat, log_probabilities, mask_image, ranks, replacement
 
 
@@ -137,8 +137,7 @@ def perturbation_curve(
     start, end: like x (N,3,H,W). Pixels of equal heat go in reading order. Cost: steps + 1 forward passes per image.
     """
     target, rank, pixels = check_input(x, target), ranks(check_heat(heat, x)), x[0, 0].numel()
-    if not 1 <= steps <= pixels:
-        raise ValueError(f"steps must lie in 1 … {pixels}, the number of pixels, not {steps}")
+    check_count("steps", steps, 1, pixels)
     counts = torch.linspace(0, pixels, steps + 1, dtype=torch.float64, device=x.device).round()
 
     def perturb(image: Tensor, step: Tensor) -> Tensor:

@@ -11,9 +11,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from .cams import check_baseline, check_input, check_output
+from .checks import (
+    blamed_on,
+    check_baseline,
+    check_choice,
+    check_finite,
+    check_input,
+    check_output,
+    logits_of,
+    slope,
+)
 from .layers import GRADIENT_COST, count, evaluating, feature_maps, resolve_layer, split
-from .payoffs import check_payoff, is_saturated, payoff_of, warn_of_saturation
+from .payoffs import PAYOFFS, is_saturated, payoff_of, warn_of_saturation
 from .pointwise import parts_of
 
 _BATCH_ELEMENTS = 2**23  # of the largest tensor that is mixed, in one batch: about 32 MB in float32
@@ -47,17 +56,19 @@ class LayerGame:
         *,
         deferred: bool = False,
     ):
-        check_payoff(payoff)
+        check_choice("payoff", payoff, PAYOFFS)
         self._target = check_input(x, target)
         if len(x) != 1:
-            raise ValueError(f"a game is played on one image (1,3,H,W), not on {len(x)}")
+            raise ValueError(
+                f"a game is played on one image (1,3,H,W), not on {len(x)}: make one for each, x[i : i + 1]"
+            )
         self._model, self.payoff, self.target, self.n_evaluations = model, payoff, int(self._target), 0
         self._looked = False  # for saturated probabilities
         features, self._head = split(model, resolve_layer(model, layer))
         with evaluating(model), torch.inference_mode(False), torch.no_grad():
-            present = feature_maps(features(x.clone() if x.is_inference() else x)).detach()
-            if not present.isfinite().all():
-                raise ValueError("the layer's activation contains NaN or infinite values")
+            with blamed_on(x):
+                present = feature_maps(features(x.clone() if x.is_inference() else x)).detach()
+            check_finite(present, "the layer's activation")
             self.shape, self.dtype, self.device = tuple(present.shape[2:]), present.dtype, present.device
             self.n_players = self.shape[0] * self.shape[1]
             absent = _baseline(present, baseline)
@@ -91,7 +102,7 @@ class LayerGame:
             for batch in masks.split(self._batch(self._at_layer)):
                 batch = batch.clone().requires_grad_(True)
                 value = self._payoff(batch, self._at_layer)
-                gradients += torch.autograd.grad(value.sum(), batch)
+                gradients.append(slope(value.sum(), batch))
                 values.append(value.detach())
         self._count(GRADIENT_COST * len(masks))
         return torch.cat(values), torch.cat(gradients)
@@ -143,7 +154,7 @@ class LayerGame:
     def _verify(self, fast: Callable) -> bool:
         """Whether a faster way to the logits agrees with the head itself on random coalitions; never assumed."""
         masks = self._random_coalitions(2)
-        true = check_output(self._head(*_mix(self._at_layer, masks, self.shape)), self._target)
+        true = logits_of(self._head, *_mix(self._at_layer, masks, self.shape), target=self._target)
         found = fast(masks)
         tolerance = 1e3 * torch.finfo(self.dtype).eps * true.abs().max()
         return found.shape == true.shape and bool((true - found).abs().max() <= tolerance)
@@ -154,10 +165,10 @@ class LayerGame:
 
     def _payoff(self, masks: Tensor, parts: tuple) -> Tensor:
         if self._cache is not None and parts is self._mixed:
-            logits = _cached_logits(self._cache, masks)
+            logits = check_output(_cached_logits(self._cache, masks), self._target)
         else:
-            logits = parts[2](*_mix(parts, masks, self.shape))
-        return payoff_of(check_output(logits, self._target), self.target, self.payoff)
+            logits = logits_of(parts[2], *_mix(parts, masks, self.shape), target=self._target)
+        return payoff_of(logits, self.target, self.payoff)
 
     def _warn_if_saturated(self, values: Tensor) -> None:
         """Looked at once, where it costs nothing; random coalitions, not counted, settle a suspicion."""
@@ -174,13 +185,17 @@ class LayerGame:
         return max(1, min(4096 if cached else 32, _BATCH_ELEMENTS // elements))  # larger ones are slower: page faults
 
     def _check(self, masks: Tensor) -> Tensor:
-        masks = torch.as_tensor(masks)
-        if masks.ndim != 2 or masks.shape[1] != self.n_players:
-            raise ValueError(f"masks must be (M,{self.n_players}), not {tuple(masks.shape)}")
-        masks = masks.to(self.device, self.dtype)
+        try:
+            masks = torch.as_tensor(masks)
+        except (TypeError, ValueError, RuntimeError):  # None, strings, rows of different lengths
+            raise ValueError(f"masks must be numbers (M,{self.n_players}), not {type(masks).__name__}") from None
+        if masks.ndim != 2 or masks.shape[1] != self.n_players or masks.is_complex():
+            raise ValueError(f"masks must be real (M,{self.n_players}), not {masks.dtype} {tuple(masks.shape)}")
+        if masks.is_meta or masks.layout != torch.strided:
+            raise ValueError(f"masks must be dense and have values, not {masks.layout} on {masks.device}")
         if not bool(((masks >= 0) & (masks <= 1)).all()):
-            raise ValueError("masks must lie in [0,1]")
-        return masks
+            raise ValueError("masks must lie in [0,1], without NaN: 1 keeps a position, 0 takes it out")
+        return masks.to(self.device, self.dtype)
 
     def _count(self, evaluations: float) -> None:
         self.n_evaluations += evaluations
@@ -204,7 +219,7 @@ def _tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _baseline(present: Tensor, baseline: str | Tensor) -> Tensor:
     if isinstance(baseline, Tensor):
         return check_baseline(baseline, present, "activation")
-    if baseline not in ("mean", "zero"):
+    if not isinstance(baseline, str) or baseline not in ("mean", "zero"):
         raise ValueError(f'baseline must be "mean", "zero" or a tensor, not {baseline!r}')
     mean = present.mean((2, 3), keepdim=True)
     return (mean if baseline == "mean" else torch.zeros_like(mean)).expand_as(present)

@@ -15,18 +15,30 @@ import torch
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
+from .checks import check_model
+
 GRADIENT_COST = 2.5  # a forward+backward pass in units of a forward pass
 
 
 def resolve_layer(model: nn.Module, layer: nn.Module | str) -> nn.Module:
-    """The module that `layer` names, for instance "blocks.5". Raises ValueError with near matches or candidates."""
+    """The module that `layer` names, for instance "blocks.5". Raises ValueError with near matches or candidates.
+
+    Inside nn.DataParallel or torch.compile, a name of the network that they wrap serves too.
+    """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in (check_model(model), layer)):
+        raise ValueError(
+            "what torch.jit has compiled has no layers to be reached: give the network that it was made from"
+        )
     if isinstance(layer, nn.Module):
         if any(module is layer for module in model.modules()):
             return layer
-        raise ValueError(f"the layer {type(layer).__name__} is not part of the model {type(model).__name__}")
+        raise ValueError(
+            f"the layer {type(layer).__name__} is not part of the model {type(model).__name__}: give one of this model's own"
+        )
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    if layer in names:
-        return model.get_submodule(layer)
+    for name in (layer, f"module.{layer}", f"_orig_mod.{layer}"):
+        if name in names:
+            return model.get_submodule(name)
     near = difflib.get_close_matches(str(layer), names, n=5) or [name for name, _ in model.named_children()]
     raise ValueError(f"{type(model).__name__} has no layer {layer!r}. Try one of: {', '.join(near)}")
 
@@ -34,7 +46,7 @@ def resolve_layer(model: nn.Module, layer: nn.Module | str) -> nn.Module:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout, fixed batch norm) inside the block; every module's own mode is restored after it."""
-    training = [module for module in _modules(model) if module.training]
+    training = [module for module in _modules(check_model(model)) if module.training]
     try:
         if training:  # else there is nothing to do, and eval() takes milliseconds in a large network
             model.eval()
@@ -55,7 +67,14 @@ def _modules(model: nn.Module) -> list[nn.Module]:
 class Captured:
     """What `capture` saw: `activation` (N,C,h,w), once the network has run."""
 
-    activation: Tensor | None = None
+    _activation: Tensor | None = None
+
+    @property
+    def activation(self) -> Tensor:
+        """Raises ValueError before the layer was reached."""
+        if self._activation is None:
+            raise ValueError("the layer was not reached in the forward pass: choose one that the output is made from")
+        return self._activation
 
 
 @contextmanager
@@ -69,12 +88,14 @@ def capture(layer: nn.Module, *, gradient: bool = False) -> Iterator[Captured]:
     captured, mode = Captured(), torch.is_grad_enabled()
 
     def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-        if captured.activation is not None:
-            raise ValueError("the layer was reached twice in one forward pass: its activation is not unique")
-        captured.activation = feature_maps(output)
+        if captured._activation is not None:
+            raise ValueError(
+                "the layer was reached twice in one forward pass, its activation is not unique: choose one around or behind it"
+            )
+        captured._activation = feature_maps(output)
         if gradient:
             torch.set_grad_enabled(True)
-            captured.activation = output.detach().requires_grad_(True)
+            captured._activation = output.detach().requires_grad_(True)
             count(GRADIENT_COST * len(output))
         return captured.activation.clone()  # an in-place ReLU that follows must not overwrite what we keep
 
@@ -84,8 +105,7 @@ def capture(layer: nn.Module, *, gradient: bool = False) -> Iterator[Captured]:
     finally:
         handle.remove()
         torch.set_grad_enabled(mode)
-    if captured.activation is None:
-        raise ValueError("the layer was not reached in the forward pass")
+    captured.activation  # noqa: B018  raises if there is none
 
 
 def feature_maps(output: Tensor) -> Tensor:
@@ -127,7 +147,7 @@ def map_sizes(model: nn.Module, x: Tensor) -> dict[str, tuple[int, int, int]]:
 def _watch(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, tuple[int, int, int]]], Tensor]:
     """The names and sizes (C,h,w) of all feature maps in the order they come, and what the network puts out."""
     found, handles = [], []
-    for name, module in model.named_modules():
+    for name, module in check_model(model).named_modules():
         if isinstance(module, nn.Softmax | nn.Dropout):  # of an attention, whose weights look like maps
             continue
 

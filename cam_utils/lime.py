@@ -7,10 +7,20 @@ import torch
 from skimage.segmentation import slic
 from torch import Tensor, nn
 
-from .cams import Layer, check_baseline, check_input, check_output, chunks, seeded
+from .cams import Layer
+from .checks import (
+    check_baseline,
+    check_choice,
+    check_count,
+    check_input,
+    check_positive,
+    chunks,
+    logits_of,
+    seeded,
+)
 from .layers import count, evaluating
-from .models import ModelSpec, spec_of
-from .payoffs import check_payoff, is_saturated, payoff_of, warn_of_saturation
+from .models import find_spec, spec_of
+from .payoffs import PAYOFFS, is_saturated, payoff_of, warn_of_saturation
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +86,7 @@ def lime(
             for chunk in chunks(masks, batch_size, "LIME", progress):
                 copies = torch.where(chunk[:, labels][:, None], image, absent)  # (B,3,H,W)
                 # channels last: CPUs convolve it faster
-                logits = check_output(model(copies.contiguous(memory_format=torch.channels_last)), c)
+                logits = logits_of(model, copies.contiguous(memory_format=torch.channels_last), target=c)
                 values.append(payoff_of(logits, int(c), payoff))
                 count(len(chunk))
             values = torch.cat(values)
@@ -98,10 +108,10 @@ def superpixels(model: nn.Module, x: Tensor, n_segments: int = 50) -> Tensor:
     so that noise does not fray the borders; compactness 10, so that these follow edges in Lab colours. The pixels
     are de-normalised by `model.spec`, to 8 bits as in the photo; without a spec x is taken as it is (SLIC rescales it).
     """
-    if not 2 <= n_segments <= x[0, 0].numel():
-        raise ValueError(f"n_segments must be from 2 to the {x[0, 0].numel()} pixels of the image, not {n_segments}")
+    check_count("n_segments", n_segments, 2, x[0, 0].numel())  # at most the pixels
     pixels = x.double().cpu().movedim(1, -1).numpy()
-    if isinstance(spec := getattr(model, "spec", None), ModelSpec):
+    spec = find_spec(model)
+    if spec and len(spec.mean) == x.shape[1]:
         pixels = np.rint((pixels * spec.std + spec.mean).clip(0, 1) * 255).astype(np.uint8)
     labels = [slic(image, n_segments, compactness=10, sigma=1, start_label=0) for image in pixels]
     return _consecutive(torch.from_numpy(np.stack(labels)), x)
@@ -137,10 +147,10 @@ def weighted_r2(payoffs: Tensor, predictions: Tensor, weights: Tensor) -> float:
 def _absent(model: nn.Module, image: Tensor, labels: Tensor, baseline: str | Tensor) -> Tensor:
     if isinstance(baseline, Tensor):
         return check_baseline(baseline, image, "image")
-    if baseline == "grey":
+    if isinstance(baseline, str) and baseline == "grey":
         spec = spec_of(model)
         return ((0.5 - image.new_tensor(spec.mean)) / image.new_tensor(spec.std))[:, None, None].expand_as(image)
-    if baseline != "mean":
+    if not isinstance(baseline, str) or baseline != "mean":
         raise ValueError(f'baseline must be "mean", "grey" or a tensor, not {baseline!r}')
     flat = labels.flatten().cpu()  # on the CPU, where sums have a fixed order
     sums = torch.zeros(len(image), int(flat.max()) + 1, dtype=torch.float64)
@@ -149,7 +159,8 @@ def _absent(model: nn.Module, image: Tensor, labels: Tensor, baseline: str | Ten
 
 
 def _consecutive(segments: Tensor, x: Tensor) -> Tensor:
-    segments, shape = torch.as_tensor(segments, device=x.device), (len(x), *x.shape[2:])
+    shape = (len(x), *x.shape[2:])
+    segments = torch.as_tensor(segments if isinstance(segments, Tensor | np.ndarray) else 0.0, device=x.device)
     if segments.is_floating_point() or segments.dtype == torch.bool or segments.shape not in (shape, shape[1:]):
         found = f"{segments.dtype} {tuple(segments.shape)}"
         raise ValueError(f"segments must be integers of shape {shape} or {shape[1:]}, not {found}")
@@ -157,8 +168,7 @@ def _consecutive(segments: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_options(n_samples: int, payoff: str, kernel_width: float, alpha: float) -> None:
-    if n_samples < 2:
-        raise ValueError(f"n_samples must be at least 2, not {n_samples}")
-    check_payoff(payoff)
-    if not (kernel_width > 0 and alpha > 0):
-        raise ValueError(f"kernel_width and alpha must be positive, not {kernel_width} and {alpha}")
+    check_count("n_samples", n_samples, 2)
+    check_choice("payoff", payoff, PAYOFFS)
+    check_positive(kernel_width=kernel_width, alpha=alpha)
+    check_positive(**{"the square of kernel_width": kernel_width**2})  # which may underflow

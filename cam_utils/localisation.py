@@ -5,6 +5,8 @@ with the method: a network that looks at the background has right explanations t
 A map that is zero everywhere points nowhere and gets 0; so does an empty region.
 """
 
+from numbers import Real
+
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
@@ -30,6 +32,8 @@ def pointing_game(heat: Tensor, region: Tensor, *, tolerance: float = 0) -> Tens
     to all but one pixel; the centre of the image is a strong guess for photographs (`baselines.centre_gaussian`).
     """
     heat, region = check_heat(heat), _check_region(region, heat)
+    if not isinstance(tolerance, Real) or not tolerance >= 0:
+        raise ValueError(f"tolerance must be a number of pixels, 0 or more, not {tolerance!r}")
     if tolerance:
         near = [torch.from_numpy(distance_transform_edt(~r.cpu().numpy()) <= tolerance) & r.any().cpu() for r in region]
         region = torch.stack(near).to(region.device)
@@ -49,11 +53,10 @@ def grid_pointing_game(maps: Tensor, cells: Tensor, index: Tensor) -> Tensor:
         raise ValueError(
             "maps must be a finite floating point tensor (N,H,W), signed and upsampled to the image's size"
         )
-    if cells.dtype != torch.bool or cells.ndim != 3 or cells.shape[1:] != maps.shape[1:]:
-        raise ValueError(
-            f"cells must be bool (G,{maps.shape[1]},{maps.shape[2]}), not {cells.dtype} {tuple(cells.shape)}"
-        )
-    index = torch.as_tensor(index, device=maps.device)
+    if not isinstance(cells, Tensor) or cells.dtype != torch.bool or cells.shape[1:] != maps.shape[1:]:
+        found = f"{cells.dtype} {tuple(cells.shape)}" if isinstance(cells, Tensor) else type(cells).__name__
+        raise ValueError(f"cells must be a bool tensor (G,{maps.shape[1]},{maps.shape[2]}), not {found}")
+    index = torch.as_tensor([] if index is None else index, device=maps.device)
     if index.shape != (len(maps),) or index.is_floating_point() or index.min() < 0 or index.max() >= len(cells):
         raise ValueError(f"index must name one of the cells 0 … {len(cells) - 1} for each of the {len(maps)} maps")
     positive = maps.double().relu()

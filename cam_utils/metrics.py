@@ -100,7 +100,11 @@ def adcc(average_drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
     0 as soon as one of the three is 0. Trap: the mean over images of this is not this of the three means; the result tables of
     pytorch-shapley-cam (METHOD.md) are the latter: give it the means to compare. Inherits the traps of the three.
     """
-    terms = torch.stack([torch.as_tensor(t).double() for t in (coherency, 1 - complexity, 1 - average_drop)])
+    given = [torch.as_tensor(values).double() for values in (coherency, complexity, average_drop)]
+    if len({t.shape for t in given}) > 1 or not all(bool(((t >= 0) & (t <= 1)).all()) for t in given):
+        shapes = ", ".join(str(tuple(t.shape)) for t in given)
+        raise ValueError(f"coherency, complexity and average_drop must lie in [0,1] and have one shape, not {shapes}")
+    terms = torch.stack([given[0], 1 - given[1], 1 - given[2]])
     return 3 / (1 / terms).sum(0)
 
 
@@ -126,6 +130,8 @@ def efficiency_gap(values: Tensor, truth: Tensor) -> Tensor:
 
 
 def _same(values: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    if not (isinstance(values, Tensor) and isinstance(truth, Tensor)) or values.is_complex() or truth.is_complex():
+        raise ValueError(f"values and truth must be real tensors, not {type(values).__name__}, {type(truth).__name__}")
     if values.shape != truth.shape or values.ndim < 2 or not (values.isfinite().all() and truth.isfinite().all()):
         raise ValueError(
             f"values and truth must be finite, (N,...) alike, not {tuple(values.shape)}, {tuple(truth.shape)}"

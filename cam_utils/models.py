@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchvision.models import _api
 from torchvision.transforms import InterpolationMode, functional
 
+from .checks import check_count, check_model, check_positive
 from .data import load_image
 
 DEFAULT_MODEL = "tf_efficientnet_lite0"
@@ -43,6 +44,11 @@ class ModelSpec:
     std: tuple[float, float, float]
     class_names: tuple[str, ...]
     source: str = "user"  # or "efficientnet-lite", "torchvision": where load_model has it from
+
+    def __post_init__(self):
+        check_count("input_size", self.input_size), check_count("resize_size", self.resize_size)
+        for value in self.std:
+            check_positive(std=value)
 
 
 IMAGENET_CLASSES = tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
@@ -118,9 +124,11 @@ def load_model(
     hub's cache, and are fetched there only with download=True. Raises ValueError for an unknown name or a damaged
     file and FileNotFoundError naming the missing file.
     """
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=3) or REGISTRY
+    if not isinstance(name, str) or name not in REGISTRY:
+        near = difflib.get_close_matches(str(name), REGISTRY, n=3) or REGISTRY
         raise ValueError(f"unknown model {name!r}. Try one of: {', '.join(near)}")
+    if not isinstance(weights, str | Path):
+        raise TypeError(f'weights must be "pretrained", "random" or a path, not {weights!r}')
     spec = REGISTRY[name]
     if weights == "random":
         model = _random(spec, seed)
@@ -215,10 +223,16 @@ def _check_sha256(file: Path, start: str) -> None:
         )
 
 
+def find_spec(model: nn.Module) -> ModelSpec | None:
+    """The model's `ModelSpec`, that of the network inside nn.DataParallel, or None."""
+    specs = (getattr(place, "spec", None) for place in (model, getattr(model, "module", None)))
+    return next((spec for spec in specs if isinstance(spec, ModelSpec)), None)
+
+
 def spec_of(model: nn.Module) -> ModelSpec:
     """The model's `ModelSpec`. Raises ValueError that says how to give it one."""
-    spec = getattr(model.module if isinstance(model, nn.DataParallel) else model, "spec", None)
-    if not isinstance(spec, ModelSpec):
+    spec = find_spec(check_model(model))
+    if spec is None:
         raise ValueError(
             f"{type(model).__name__} does not say how its input is made: set model.spec = cam_utils.models.ModelSpec(...), "
             "or call the methods themselves, METHODS[name](model, layer, x, target), on a tensor that you preprocessed"
@@ -276,7 +290,7 @@ def resolve_target(model: nn.Module, target: int | str) -> int:
         index = int(target) if isinstance(target, str) else operator.index(target)
     except TypeError:
         index = None
-    if index is None or isinstance(target, bool):
+    if index is None or isinstance(target, bool) or getattr(target, "dtype", None) is torch.bool:
         raise ValueError(f"target must be a class id or a class name, not {target!r}")
     if not 0 <= index < len(names):
         raise ValueError(f"target {target} is out of range: the model's classes are 0 to {len(names) - 1}")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
-from .cams import check_output
+from .checks import check_output, one_line
 from .layers import candidate_layers
 from .models import IMAGENET_CLASSES, REGISTRY, ModelSpec, load_model
 
@@ -29,6 +29,10 @@ def open_model(name: str, weights: str | Path = "pretrained") -> nn.Module:
     file with a state dict, read with weights_only=True. A network without a `spec` gets one by `guess_spec`. Raises
     ValueError or FileNotFoundError with what to do.
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"a network is given by its name, not by a {type(name).__name__}; one that exists needs no opening"
+        )
     if name in REGISTRY:
         return load_model(name, weights)
     kind, colon, what = name.partition(":")
@@ -58,7 +62,7 @@ def guess_spec(model: nn.Module, name: str) -> ModelSpec:
     except RuntimeError as error:  # of a forward that wants another size, or other channels
         raise ValueError(
             f"{name} cannot take an RGB image of {size}×{size} pixels, which is assumed of a network without a spec: give it "
-            f"one, model.spec = cam_utils.models.ModelSpec(...). {_one_line(error)}"
+            f"one, model.spec = cam_utils.models.ModelSpec(...). {one_line(error)}"
         ) from error
     classes = check_output(logits).shape[1]
     names = IMAGENET_CLASSES if classes == len(IMAGENET_CLASSES) else tuple(f"class {i}" for i in range(classes))
@@ -102,7 +106,7 @@ def _call(module: str, function: str) -> nn.Module:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever is wrong with the user's code
         raise ValueError(
-            f"cannot import {module!r}: {type(error).__name__}: {_one_line(error)}. A module is given by its name, such as "
+            f"cannot import {module!r}: {type(error).__name__}: {one_line(error)}. A module is given by its name, such as "
             "networks or package.networks, and looked for in this folder and the installed packages"
         ) from error
     finally:
@@ -120,7 +124,7 @@ def _call(module: str, function: str) -> nn.Module:
     try:
         return function()
     except Exception as error:
-        raise ValueError(f"{module}:{function.__name__} fails: {type(error).__name__}: {_one_line(error)}") from error
+        raise ValueError(f"{module}:{function.__name__} fails: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _load(model: nn.Module, file: Path) -> None:
@@ -130,14 +134,16 @@ def _load(model: nn.Module, file: Path) -> None:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a file that is cut off or no such file raises half a dozen types
-        if not isinstance(error, pickle.UnpicklingError) or "weights_only" not in str(error):
-            raise ValueError(f"{file} is damaged, or no file of torch.save: {_one_line(error)}") from None
+    except Exception as error:  # half a dozen types; torch's words advise to read the file without weights_only
+        if not isinstance(error, pickle.UnpicklingError) or "Unsupported operand" in str(error):
+            raise ValueError(
+                f"{file} does not hold a state dict: it is damaged, or no file of torch.save. Copy or save it again"
+            ) from None
         raise ValueError(
             f"{file} does not hold a state dict, or more than one (a whole network?), which is not read since it may run any "
             "code: write it by torch.save(model.state_dict(), file)"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
         keys = ", ".join(map(repr, list(state)[:8])) if isinstance(state, dict) else type(state).__name__
         raise ValueError(
             f"{file} does not hold a state dict alone but {keys}: save the part that is one by torch.save(part, file)"
@@ -147,8 +153,4 @@ def _load(model: nn.Module, file: Path) -> None:
     except RuntimeError as error:
         wrapped = [key for key in state if key.startswith("module.")]
         hint = "; saved from nn.DataParallel: save model.module.state_dict()" if len(wrapped) == len(state) else ""
-        raise ValueError(f"{file} holds the weights of another network{hint}. {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise ValueError(f"{file} holds the weights of another network{hint}. {one_line(error)}") from None

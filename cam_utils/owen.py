@@ -13,17 +13,16 @@ network faded along that diagonal stands in for the extension, and one backward 
    al. 2025). The error then falls with the budget, and gets a standard error.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .cams import seeded
+from .checks import seeded
 from .games import LayerGame
 from .layers import GRADIENT_COST
-from .shapley import MAX_EXACT, BudgetError, Estimate, exact, paired_design
+from .shapley import MAX_EXACT, BudgetError, Estimate, check_budget, checked_value, exact, paired_design
 
 NODES = 8  # of the Gauss-Legendre rule; chosen by measurement, see notebook 06
 DEFAULT_BUDGET = 2 + NODES * GRADIENT_COST  # 22: the gradients along the diagonal, and both ends
@@ -36,9 +35,10 @@ def owen(game: LayerGame, budget: float = DEFAULT_BUDGET, generator: torch.Gener
 
     Up to DEFAULT_BUDGET nothing is drawn from `generator` (None: seed 0). The standard error is infinite until the
     correction begins, at DEFAULT_BUDGET + max(n, 64). Where the budget pays for all 2^n coalitions the values are exact.
-    Raises BudgetError below a budget of 5.
+    Raises BudgetError below a budget of 5 and above `shapley.MAX_BUDGET`.
     """
-    if game.n_players <= MAX_EXACT and 2**game.n_players <= budget < math.inf:
+    check_budget(budget)
+    if game.n_players <= MAX_EXACT and 2**game.n_players <= budget:
         return exact(game)
     return owen_and_surrogate(game, budget, generator)[0]
 
@@ -55,7 +55,7 @@ def owen_and_surrogate(
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, n)
     coalitions = torch.cat([ends, _paired_coalitions(n, paired, generator)])
     v, gradient = (t.double().cpu() for t in game.gradient(faded))
-    u = game.value(coalitions).double().cpu()
+    u = checked_value(game, coalitions)
     total, spent = float(u[1] - u[0]), GRADIENT_COST * len(faded) + len(coalitions)
 
     link = _link(torch.cat([v, u])) if game.payoff == "probability" else Identity
@@ -87,7 +87,7 @@ def owen_and_surrogate(
 
 def _plan(budget: float, n: int) -> tuple[int, int, int]:
     """How many nodes on the diagonal, pairs of gradients at coalitions, and pairs of evaluated coalitions to pay for."""
-    if not 2 + GRADIENT_COST <= budget < math.inf:
+    if not 2 + GRADIENT_COST <= check_budget(budget):
         raise BudgetError(f"Owen-CAM needs a budget of at least 5 head evaluations, not {budget}")
     nodes = min(int((budget - 2) / GRADIENT_COST), NODES)
     spare = budget - 2 - GRADIENT_COST * nodes

@@ -26,12 +26,6 @@ PAYOFFS = {
 }
 
 
-def check_payoff(payoff: str) -> None:
-    """Raises ValueError for a payoff that does not exist, naming those that do."""
-    if payoff not in PAYOFFS:
-        raise ValueError(f"payoff must be one of {', '.join(PAYOFFS)}, not {payoff!r}")
-
-
 def payoff_of(logits: Tensor, target: int, payoff: str) -> Tensor:
     """The payoff (M,) of logits (M,K), in float32 at least. Raises ValueError where there is no other class to compare with."""
     if payoff != "logit" and logits.shape[1] == 1:

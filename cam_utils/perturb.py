@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from .cams import check_baseline, check_output, chunks
+from .checks import check_baseline, check_choice, chunks, logits_of
 from .layers import count, evaluating
 from .models import spec_of
 
@@ -59,17 +59,14 @@ def replacement(model: nn.Module, x: Tensor, baseline: str | Tensor) -> Tensor:
     """
     if isinstance(baseline, Tensor):
         return check_baseline(baseline, x, "images")
+    check_choice("baseline that is no tensor", baseline, ("black", "zero", "blur"))
     if baseline == "black":
         return black(model, x).expand_as(x)
     if baseline == "zero":
         return torch.zeros_like(x)
-    if baseline == "blur":
-        if min(x.shape[2:]) <= BLUR[0] // 2:
-            raise ValueError(
-                f"the blur needs images of more than {BLUR[0] // 2} pixels a side, not {tuple(x.shape[2:])}"
-            )
-        return gaussian_blur(x, BLUR[0], BLUR[1])
-    raise ValueError(f'baseline must be "black", "zero", "blur" or a tensor, not {baseline!r}')
+    if min(x.shape[2:]) <= BLUR[0] // 2:
+        raise ValueError(f"the blur needs images of more than {BLUR[0] // 2} pixels a side, not {tuple(x.shape[2:])}")
+    return gaussian_blur(x, BLUR[0], BLUR[1])
 
 
 @torch.no_grad()
@@ -94,7 +91,7 @@ def log_probabilities(
         for chunk in chunks(torch.arange(len(target) * steps, device=target.device), batch_size, name, progress):
             image, step = chunk // steps, chunk % steps
             own = target[image]
-            logits = check_output(model(perturb(image, step)), own).double()
+            logits = logits_of(model, perturb(image, step), target=own).double()
             count(len(chunk))
             everything, others = logits.logsumexp(1), logits.scatter(1, own[:, None], -torch.inf).logsumexp(1)
             logs.append(torch.stack([logits.gather(1, own[:, None])[:, 0] - everything, others - everything]))

@@ -66,7 +66,7 @@ def save_figure(figure: Figure, name: str) -> Figure:
 
     Both carry the figure's alternative text from notebooks/figures.yml. Warns of labels that have no translation.
     """
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+", str(name)):
         raise ValueError(f'a figure is named like "04_layers": two digits of its notebook, then a slug; not {name!r}')
     folder = figures_folder()
     figure.alt = alternative_texts().get(name, "")
@@ -109,6 +109,9 @@ def show_map(ax: Axes, image: Image.Image, map: Tensor, title: str = "", *, sign
 
 def scaled(map: Tensor, size: tuple[int, int], *, signed: bool = False) -> Tensor:
     """A map (h,w) as it is shown, (H,W): over its largest magnitude, in [-1,1], or rectified and min-max scaled to [0,1]."""
+    if not isinstance(map, Tensor) or map.ndim != 2:
+        found = tuple(map.shape) if isinstance(map, Tensor) else type(map).__name__
+        raise ValueError(f"a map must be a tensor (h,w), not {found}: maps[0] is the first of a batch")
     map = map.detach().cpu().float()[None]
     if not signed:
         return postprocess.heatmap(map, size)[0]
@@ -125,8 +128,8 @@ def plot_maps(
     columns: int = 4,
 ) -> Figure:
     """The image, then each map (h,w) over it under its name, with one colour bar. Raises ValueError without a map."""
-    if not maps:
-        raise ValueError("there is no map to plot")
+    if not isinstance(maps, Mapping) or not maps:
+        raise ValueError(f"there is no map to plot: give at least one as {{name: map}}, not {str(maps)[:80]}")
     columns = min(columns, len(maps) + 1)
     figure = new_figure(-(-(len(maps) + 1) // columns), columns)
     axes = figure.axes
@@ -142,6 +145,8 @@ def plot_maps(
 
 def plot_explanations(explanations: Sequence, *, signed: bool = False, columns: int = 4) -> Figure:
     """`explanation.Explanation`s of one image: the image with its likeliest classes, then the map of each, and a colour bar."""
+    if not explanations:
+        raise ValueError("there is no explanation to plot: give at least one")
     first = explanations[0]
     length, fontsize = (28, 9) if len(explanations) < 3 else (18, 7)  # narrow columns
     classes = "\n".join(f"{textwrap.shorten(label, length)} {p:.1%}" for label, p in first.top[:3])
@@ -162,6 +167,8 @@ def plot_explanations(explanations: Sequence, *, signed: bool = False, columns: 
 
 def plot_contact_sheet(explanations: Sequence, names: Sequence[str], *, columns: int = 6) -> Figure:
     """One overlay for each of many `Explanation`s, with its name, class and probability."""
+    if not explanations:
+        raise ValueError("there is no explanation to plot: give at least one")
     columns = min(columns, len(explanations))
     figure = new_figure(-(-len(explanations) // columns), columns)
     for ax, e, name in zip(figure.axes, explanations, names, strict=False):
@@ -175,6 +182,13 @@ def plot_contact_sheet(explanations: Sequence, names: Sequence[str], *, columns:
 
 def overlay(image: Image.Image, heat: Tensor, *, alpha: float = 0.5, signed: bool = False) -> Image.Image:
     """A heat map (H,W), of [0,1] or if signed of [-1,1], in colour over an image of that size, weighted by alpha in [0,1]."""
+    if not isinstance(heat, Tensor) or heat.shape != image.size[::-1]:
+        found = tuple(heat.shape) if isinstance(heat, Tensor) else type(heat).__name__
+        raise ValueError(
+            f"heat must be a tensor {image.size[::-1]} like the image, not {found}: postprocess.heatmap makes one"
+        )
+    if not 0 <= alpha <= 1 or not bool(((heat >= -int(signed)) & (heat <= 1)).all()):
+        raise ValueError(f"heat must lie in [{-int(signed)},1], without NaN, and alpha, {alpha}, in [0,1]")
     heat = heat.detach().cpu().numpy()
     colours = matplotlib.colormaps[DIVERGING]((heat + 1) / 2) if signed else matplotlib.colormaps[SEQUENTIAL](heat)
     colours = colours[..., :3]

@@ -1,5 +1,8 @@
 """What is done to a signed map before it is shown: rectify, upsample, normalise. No method does any of it unasked."""
 
+from collections.abc import Sequence
+from numbers import Integral
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,15 +10,17 @@ from torch import Tensor
 
 def rectify(maps: Tensor) -> Tensor:
     """ReLU: keep what speaks for the class. maps (N,h,w) -> (N,h,w) >= 0."""
-    return maps.relu()
+    return torch.relu(maps)
 
 
 def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Bilinear to the image's size (pixels; an int means square). maps (N,h,w) -> (N,H,W)."""
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    if min(size) < 1:
-        raise ValueError(f"a map has at least one pixel: the size cannot be {size}")
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    size = (size, size) if isinstance(size, Integral) else size
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, Integral) and s >= 1 for s in size)):
+        raise ValueError(
+            f"a map has at least one pixel each way: the size must be one whole number or two, not {size!r}"
+        )
+    return F.interpolate(_check(maps)[:, None], size=tuple(map(int, size)), mode="bilinear", align_corners=False)[:, 0]
 
 
 def normalize(maps: Tensor) -> Tensor:
@@ -23,13 +28,22 @@ def normalize(maps: Tensor) -> Tensor:
 
     Raises ValueError for NaN and infinite values.
     """
-    if not maps.isfinite().all():
-        raise ValueError("a map with NaN or infinite values cannot be shown: look at the network's input and weights")
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    low, high = _check(maps).amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    if not (high - low).isfinite().all():  # the difference of two huge values
+        return normalize(maps / 4)
     varies = high - low > 8 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
     return ((maps - low) / (high - low)).where(varies, 0).clamp(0, 1)
 
 
 def heatmap(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
     """The usual picture of a CAM: rectified, upsampled, normalised. maps (N,h,w) -> (N,H,W) in [0,1]."""
-    return normalize(upsample(rectify(maps.float()), size))
+    return normalize(upsample(rectify(_check(maps).float()), size))
+
+
+def _check(maps: Tensor) -> Tensor:
+    if not isinstance(maps, Tensor) or maps.ndim != 3 or not maps.is_floating_point() or maps.numel() == 0:
+        found = f"{maps.dtype} {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
+        raise ValueError(f"maps must be a floating point tensor (N,h,w), not {found}; a single map is map[None]")
+    if not maps.isfinite().all():
+        raise ValueError("a map with NaN or infinite values cannot be shown: look at the network's input and weights")
+    return maps

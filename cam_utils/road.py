@@ -6,6 +6,7 @@ of the pixels counts, and equal ones, such as the many zeros of a rectified map,
 """
 
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from scipy.sparse import csc_array
 from scipy.sparse.linalg import splu
 from torch import Tensor, nn
 
-from .cams import check_input, seeded
+from .checks import check_input, seeded
 from .models import spec_of
 from .perturb import BATCH_SIZE, channels, check_heat, log_probabilities, ranks
 
@@ -75,8 +76,9 @@ def impute(x: Tensor, removed: Tensor) -> Tensor:
     x (N,3,H,W), removed (N,H,W) bool -> (N,3,H,W). Weights 1/6 (edge) and 1/12 (corner), renormalised at the border. One
     sparse positive definite system per image, solved exactly in float64. Raises ValueError where nothing is left to impute from.
     """
-    if removed.shape != (len(x), *x.shape[2:]) or removed.dtype != torch.bool:
-        raise ValueError(f"removed must be bool {(len(x), *x.shape[2:])}, not {removed.dtype} {tuple(removed.shape)}")
+    if not isinstance(removed, Tensor) or removed.shape != (len(x), *x.shape[2:]) or removed.dtype != torch.bool:
+        found = f"{removed.dtype} {tuple(removed.shape)}" if isinstance(removed, Tensor) else type(removed).__name__
+        raise ValueError(f"removed must be bool {(len(x), *x.shape[2:])}, not {found}")
     if removed.flatten(1).all(1).any():
         raise ValueError("all pixels of an image are removed: nothing is left to impute from")
     pixels = x.detach().double().cpu().numpy()
@@ -113,11 +115,17 @@ def _fill(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     return filled
 
 
+def _inside(fraction: float, pixels: int) -> bool:
+    return isinstance(fraction, Real) and 0 < fraction < 1 and round(fraction * pixels) < pixels
+
+
 def _road(model, x, target, heat, coldest_first, fractions, noise, generator, batch_size, progress) -> Tensor:
     target, rank, pixels = check_input(x, target), ranks(check_heat(heat, x)), x[0, 0].numel()
+    if not isinstance(fractions, Sequence) or not fractions or not all(_inside(f, pixels) for f in fractions):
+        raise ValueError(f"fractions must lie in (0,1) and leave some of the {pixels} pixels, not {fractions!r}")
+    if not isinstance(noise, Real) or not 0 <= noise < float("inf"):
+        raise ValueError(f"noise must be a standard deviation, 0 or more, not {noise!r}")
     counts = torch.tensor([round(fraction * pixels) for fraction in fractions], device=x.device)
-    if not len(counts) or min(fractions) <= 0 or counts.max() >= pixels:
-        raise ValueError(f"fractions must lie in (0,1) and leave some of the {pixels} pixels, not {tuple(fractions)}")
     if coldest_first:
         rank = pixels - 1 - rank
     scale = noise / channels(spec_of(model).std, x)

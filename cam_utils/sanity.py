@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .cams import Layer, check_input, seeded
+from .cams import Layer
+from .checks import check_count, check_finite, check_input, check_positive, seeded
 from .layers import resolve_layer
 from .models import spec_of
 from .perturb import BATCH_SIZE, channels, mask_image
@@ -29,8 +30,8 @@ def coherency(model: nn.Module, layer: Layer | None, x: Tensor, target: Tensor, 
     nearly full map changes little, so that large maps gain. Cost: 2 runs of the method.
     """
     target, size = check_input(x, target), tuple(x.shape[2:])
-    heat = heatmap(_finite(method(model, layer, x, target)), size).to(x)
-    again = heatmap(_finite(method(model, layer, mask_image(model, x, heat), target)), size).to(x)
+    heat = heatmap(_maps(method, model, layer, x, target), size).to(x)
+    again = heatmap(_maps(method, model, layer, mask_image(model, x, heat), target), size).to(x)
     return (pearson(heat, again) + 1) / 2
 
 
@@ -57,15 +58,16 @@ def sensitivity_max(
     Cost: n_perturbations + 1 runs of the method.
     """
     target = check_input(x, target)
-    if n_perturbations < 1 or not radius > 0:
-        raise ValueError(f"radius must be positive and n_perturbations at least 1, not {radius} and {n_perturbations}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    (
+        check_count("n_perturbations", n_perturbations),
+        check_count("batch_size", batch_size),
+        check_positive(radius=radius),
+    )
     scale, worst = radius / channels(spec_of(model).std, x), []
     disable = None if progress is None else not progress
 
     def run(x: Tensor, target: Tensor) -> Tensor:
-        return _finite(method(model, layer, x, target)).double().flatten(1)
+        return _maps(method, model, layer, x, target).double().flatten(1)
 
     bar = tqdm(x, "sensitivity", leave=False, disable=disable)
     for image, c, own in zip(bar, target, run(x, target), strict=True):
@@ -111,7 +113,7 @@ def randomisation_correlations(
     Cost: stages + 1 runs of the method, and a copy of the model in memory.
     """
     target = check_input(x, target)
-    stages = stages_of(model) if stages is None else list(stages)
+    stages = stages_of(model) if stages is None else [stages] if isinstance(stages, str) else list(stages)
     if not stages:
         raise ValueError(
             "there is nothing to randomise: name some stages, or use a model whose children have parameters"
@@ -121,11 +123,11 @@ def randomisation_correlations(
         layer = next(name for name, found in model.named_modules() if found is module)
     correlations, disable, draws = [], None if progress is None else not progress, seeded(generator)
     with torch.inference_mode(False), torch.no_grad():
-        trained = method(model, layer, x, target)
+        trained = _maps(method, model, layer, x, target)
         random = copy.deepcopy(model)
         for name in tqdm(stages, "randomisation", leave=False, disable=disable):
             _initialise(resolve_layer(random, name), draws)
-            correlations.append(spearman(trained, method(random, layer, x, target)))
+            correlations.append(spearman(trained, _maps(method, random, layer, x, target)))
     return torch.stack(correlations, 1)
 
 
@@ -152,7 +154,7 @@ def _initialise(stage: nn.Module, generator: torch.Generator) -> None:
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation of each a[i] with b[i], (N,...) -> (N,) float64; 0 where one of them is constant."""
-    a, b = _finite(a).double().flatten(1), _finite(b).double().flatten(1)
+    a, b = _alike(a, b)
     varies = (a.amax(1) > a.amin(1)) & (b.amax(1) > b.amin(1))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).where(varies, 0).clamp(-1, 1)
@@ -160,13 +162,29 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
     """Spearman's rank correlation, Pearson's of the ranks (ties share their mean rank), as `pearson`."""
-    return pearson(_mean_ranks(_finite(a)), _mean_ranks(_finite(b)))
+    a, b = _alike(a, b)
+    return pearson(_mean_ranks(a), _mean_ranks(b))
 
 
-def _finite(maps: Tensor) -> Tensor:
-    if not maps.isfinite().all():
-        raise ValueError("the maps contain NaN or infinite values")
-    return maps
+def _maps(method: Method, model: nn.Module, layer: Layer | None, x: Tensor, target: Tensor) -> Tensor:
+    """What the method gives, if that is one finite map for each image."""
+    if not callable(method):
+        raise TypeError(f"method must be a function such as METHODS['grad_cam'], not {method!r}")
+    maps = method(model, layer, x, target)
+    if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != len(x):
+        found = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise ValueError(
+            f"the method must return maps ({len(x)},h,w), one for each image and nothing else, not {found}"
+        )
+    return check_finite(maps, "the method's map")
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as (N,n) float64."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape or a.ndim < 2 or not a.numel():
+        found = (tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (a, b))
+        raise ValueError("only tensors (N,...) of the same shape can be correlated, not {} and {}".format(*found))
+    return tuple(check_finite(t, "a map that is correlated").double().flatten(1) for t in (a, b))
 
 
 def _mean_ranks(a: Tensor) -> Tensor:

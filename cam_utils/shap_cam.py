@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .additive import additive_values, within_reach
-from .cams import check_input, seeded
+from .checks import check_count, check_input, seeded
 from .games import LayerGame
 from .owen import DEFAULT_BUDGET, owen
-from .shapley import Estimate, per_position
+from .shapley import Estimate, check_budget, per_position
 
 
 def shap_cam(
@@ -31,8 +31,7 @@ def shap_cam(
     choice. Cost: 1 forward to the layer and 2·m·h·w + 2 evaluations of the head per image: 19,602 at 7×7. generator: of the
     coalitions (None: seed 0 for every image). return_estimate: also the `Estimate` of each image, with standard errors.
     """
-    if samples_per_position < 1:
-        raise ValueError(f"samples_per_position must be at least 1, not {samples_per_position}")
+    check_count("samples_per_position", samples_per_position)
 
     def estimate(game: LayerGame, generator: torch.Generator) -> Estimate:
         budget = 2 * samples_per_position * game.n_players + 2
@@ -63,9 +62,9 @@ def owen_cam(
     """
 
     def estimate(game: LayerGame, draws: torch.Generator) -> Estimate:
-        closed = game.kind == "additive" and within_reach(game)
-        return additive_values(game) if closed else owen(game, budget, draws)
+        return additive_values(game) if within_reach(game) else owen(game, budget, draws)
 
+    check_budget(budget)
     new_game = partial(LayerGame, model, layer, payoff=payoff, baseline=baseline, deferred=True)
     return _maps(new_game, estimate, x, target, generator, return_estimate)
 

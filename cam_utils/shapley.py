@@ -7,12 +7,16 @@ A game has `n_players` and `value(masks (M,n) of 0 and 1) -> (M,)`. An estimator
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .checks import check_count, seeded
+
 MAX_EXACT = 20  # players: 2^20 coalitions
+MAX_BUDGET = 10**7  # coalitions are drawn at once: this many of 49 players take gigabytes
 
 
 class BudgetError(ValueError):
@@ -35,9 +39,11 @@ class Estimate:
 
 def exact(game) -> Estimate:
     """The definition (Shapley 1953): all 2^n coalitions. Raises ValueError for more than 20 players."""
-    n = game.n_players
+    n = _players(game)
     if n > MAX_EXACT:
-        raise ValueError(f"exact values need 2^n evaluations: at most {MAX_EXACT} players, not {n}")
+        raise ValueError(
+            f"exact values need 2^n evaluations: at most {MAX_EXACT} players, not {n}. Take an estimator instead"
+        )
     coalitions = torch.arange(2**n)
     masks = (coalitions[:, None] >> torch.arange(n)) & 1
     v = _value(game, masks)
@@ -56,7 +62,7 @@ def permutation(game, budget: float, generator: torch.Generator) -> Estimate:
 
     Cost: 2(n-1) evaluations a pair of orders, and 2; ValueError if the budget does not pay for one pair.
     """
-    n = game.n_players
+    n, generator = _players(game), seeded(generator)
     pairs = _whole(budget) // max(2 * (n - 1), 1)
     if pairs < 1:
         raise BudgetError(
@@ -80,7 +86,7 @@ def per_position(game, budget: float, generator: torch.Generator, *, progress: b
     A coalition is the set of those before the player in a random order. Cost: 2mn evaluations, and 2 for the gap.
     progress: show a bar over the players; None: on a terminal.
     """
-    n = game.n_players
+    n, generator = _players(game), seeded(generator)
     m = _whole(budget) // (2 * n)
     if m < 1:
         raise BudgetError(
@@ -103,7 +109,7 @@ def kernel_shap(game, budget: float, generator: torch.Generator) -> Estimate:
     A weighted least squares fit with v(none) and v(all) exact. Consistent, not unbiased. Cost: the budget, if even.
     The standard error is that of the regression with residuals corrected for leverage (HC3).
     """
-    n = game.n_players
+    n, generator = _players(game), seeded(generator)
     pairs = _whole(budget) // 2
     if pairs < 1 or n < 2:
         raise BudgetError(f"KernelSHAP needs at least 2 players and a budget of 4, not {n} and {budget}")
@@ -143,13 +149,33 @@ def paired_design(masks: Tensor, v: Tensor, total: float) -> tuple[Tensor, Tenso
 
 def _whole(budget: float) -> int:
     """What a budget leaves behind the evaluations of no and of all players."""
-    if not math.isfinite(budget):
-        raise BudgetError(f"a budget is a finite number of evaluations, not {budget}")
-    return int(budget) - 2
+    return int(check_budget(budget)) - 2
+
+
+def check_budget(budget: float) -> float:
+    """`budget` itself. Raises BudgetError for what is no number of evaluations, or one that no memory holds."""
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not -MAX_BUDGET <= budget <= MAX_BUDGET:
+        raise BudgetError(f"a budget is a finite number of evaluations, at most {MAX_BUDGET:,}, not {budget!r}")
+    return budget
+
+
+def _players(game) -> int:
+    return check_count("a game's n_players", getattr(game, "n_players", None))
+
+
+def checked_value(game, masks: Tensor) -> Tensor:
+    """The payoffs (M,) of masks (M,n) as float64 on the CPU. Raises ValueError for a game that gives anything else."""
+    payoffs = game.value(masks)
+    if not isinstance(payoffs, Tensor) or payoffs.shape != masks.shape[:1] or payoffs.is_complex():
+        found = f"{payoffs.dtype} {tuple(payoffs.shape)}" if isinstance(payoffs, Tensor) else type(payoffs).__name__
+        raise ValueError(f"a game's value must be a real tensor ({len(masks)},), a payoff for each mask, not {found}")
+    if not payoffs.isfinite().all():
+        raise ValueError("a game's payoffs contain NaN or infinite values: no Shapley value can be made of them")
+    return payoffs.double().cpu()
 
 
 def _value(game, masks: Tensor) -> Tensor:
-    return game.value(masks.bool()).double().cpu()
+    return checked_value(game, masks.bool())
 
 
 def _ends(game) -> Tensor:

@@ -10,6 +10,8 @@ def mean_interval(values, generator: np.random.Generator, *, level: float = 0.95
     values = np.asarray(values, float)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"an interval needs at least two finite values in a row, not {values.shape}")
+    if not isinstance(generator, np.random.Generator):
+        raise TypeError(f"generator must be a numpy Generator, such as np.random.default_rng(0), not {generator!r}")
     options = {"n_resamples": 2000, "confidence_level": level, "method": "percentile", "rng": generator}
     low, high = stats.bootstrap((values,), np.mean, **options).confidence_interval
     return float(values.mean()), float(low), float(high)
@@ -23,6 +25,10 @@ def signed_rank(differences) -> tuple[float, float]:
     for n <= 13, and at least 2^(1-n), n counting those that differ. (0, 1) where nothing differs.
     """
     d = np.asarray(differences, float)
+    if d.ndim != 1 or np.isnan(d).any():
+        raise ValueError(
+            f"differences must be numbers in a row (n,), not {d.shape}, without NaN: leave those pairs out"
+        )
     d = d[d != 0]
     if not len(d):
         return 0.0, 1.0
@@ -37,5 +43,7 @@ def signed_rank(differences) -> tuple[float, float]:
 
 def holm(p: pd.Series) -> pd.Series:
     """p-values corrected for their number by Holm's step-down method (1979), in the order given."""
+    if not isinstance(p, pd.Series) or not p.between(0, 1).all():
+        raise ValueError(f"p-values must be a pandas Series in [0,1], without NaN, not {type(p).__name__}")
     ordered = p.sort_values()
     return (ordered * np.arange(len(p), 0, -1)).cummax().clip(upper=1).reindex(p.index)

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .checks import check_count
 from .layers import resolve_layer
 
 
@@ -18,10 +19,11 @@ def in_grid(model: nn.Module, layer: str, *, prefix: int | None = None) -> nn.Mo
     before, since the names of the layer's own change. A head that reads the class token alone does not see the patches
     of the last block: take the block before it.
     """
-    resolve_layer(model, layer)  # says which there are
+    module = resolve_layer(model, layer)  # says which there are
+    layer = next(name for name, found in model.named_modules() if found is module)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared)
-    prefix = getattr(model, "num_prefix_tokens", 0) if prefix is None else prefix
+    prefix = getattr(model, "num_prefix_tokens", 0) if prefix is None else check_count("prefix", prefix, 0)
     shape = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     model.set_submodule(layer, TokenGrid(model.get_submodule(layer), prefix, shape))
     return model
@@ -37,6 +39,11 @@ class TokenGrid(nn.Module):
     def forward(self, *args, **options) -> Tensor:
         """The block's tokens, as they are; what replaces `grid`'s output replaces the tokens of the patches."""
         tokens = self.block(*args, **options)
+        if not isinstance(tokens, Tensor) or tokens.ndim not in (3, 4):
+            found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(
+                f"the layer must put out tokens (N,n,C) or (N,h,w,C), not {found}: choose a block of a transformer"
+            )
         if tokens.ndim == 4:
             return self.grid(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         patches = tokens[:, self.prefix :].transpose(1, 2)

@@ -227,11 +227,11 @@ def test_bad_arguments(x):
     model = toy_cnn("gap")
     before = state_of(model)
     for options, message in [
-        ({"n_samples": 1}, "n_samples must be at least 2"),
-        ({"n_segments": 1}, "n_segments must be from 2 to the 144 pixels"),
-        ({"n_segments": 145}, "n_segments must be from 2 to the 144 pixels"),
-        ({"kernel_width": 0}, "kernel_width and alpha"),
-        ({"alpha": -1}, "kernel_width and alpha"),
+        ({"n_samples": 1}, "n_samples must be a whole number of at least 2"),
+        ({"n_segments": 1}, "n_segments must be a whole number from 2 to 144"),
+        ({"n_segments": 145}, "n_segments must be a whole number from 2 to 144"),
+        ({"kernel_width": 0}, "kernel_width must be positive"),
+        ({"alpha": -1}, "alpha must be positive"),
         ({"payoff": "score"}, "payoff must be one of probability, logit"),
         ({"baseline": "blue"}, "baseline must be"),
         ({"baseline": "grey"}, "model.spec"),

@@ -378,7 +378,7 @@ def test_a_model_without_spec_is_named():
 
 def test_steps_out_of_range(pixels):
     for steps in (0, 5):
-        with pytest.raises(ValueError, match="1 … 4"):
+        with pytest.raises(ValueError, match="from 1 to 4"):
             m.deletion(*pixels, steps=steps)
 
 

@@ -304,7 +304,7 @@ class TestEvery:
         ]:
             with pytest.raises(ValueError, match=message):
                 metric(model, "features", *bad, grad_cam)
-        with pytest.raises(ValueError, match="maps contain NaN"):
+        with pytest.raises(ValueError, match="map contains NaN"):
             metric(model, "features", x, TARGET, lambda model, layer, x, target: x[:, 0] * math.nan)
         with pytest.raises(ValueError, match="no layer"):
             metric(model, "nowhere", x, TARGET, grad_cam)
