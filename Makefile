@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer, pip and make; everything else goes into .venv. Another Python: make figures PYTHON=python3.12
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
+DIGITS := 7
 # the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones
 NBVAL := PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline $(PY) -m pytest \
 	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1800 notebooks
@@ -42,6 +43,9 @@ e2e: site ## every notebook, the explorer and the site in a real browser, Chromi
 
 determinism: setup ## after test, e2e and figures: their three runs of the notebooks drew the same figures, byte by byte
 	@for run in build/figures build/e2e/lab/made; do $(PY) -m cam_utils compare $$run figures || exit 1; done
+
+mutants: setup ## change the methods one operation at a time: the tests must notice; a tenth of the changes, all by DIGITS=0123456789
+	@$(PY) tests/mutation/check.py $(DIGITS)
 
 notebooks: setup ## like figures, and put the fresh outputs into notebooks/, to be committed
 	@$(PY) -m cam_utils figures --write-back

@@ -129,7 +129,19 @@ def test_citation_has_the_authors_and_the_eleven_references_of_the_thesis():
 def test_make_alone_shows_its_targets():
     shown = subprocess.run(["make"], cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
     listed = [line.split()[0] for line in shown.splitlines() if line.startswith("  ")]
-    assert listed == ["help", "setup", "figures", "test", "site", "e2e", "notebooks", "supply", "clean"]
+    assert listed == [
+        "help",
+        "setup",
+        "figures",
+        "test",
+        "site",
+        "e2e",
+        "determinism",
+        "mutants",
+        "notebooks",
+        "supply",
+        "clean",
+    ]
 
 
 def test_sanitizer_takes_durations_but_not_shapes():
@@ -223,3 +235,11 @@ def test_the_vietnamese_readme_says_the_same():
     links = [set(re.findall(r"\]\(([^)]*)\)", page)) for page in both]
     assert links[0] - links[1] <= {"README.vi.md", "https://jobqueue.dask.org"}
     assert links[1] - links[0] <= {"README.md"}
+
+
+def test_every_test_that_a_promise_names_is_there():
+    named = re.findall(r"`(tests/[\w/]+\.(?:py|yml))(?:::(\w+))?`", text("docs/reliability.md"))
+    assert len(named) > 25
+    for file, test in named:
+        assert (paths.ROOT / file).is_file(), file
+        assert not test or re.search(rf"(?m)^\s*def {test}\(", text(file)), f"{file} has no {test}"

@@ -1,0 +1,71 @@
+"""`make mutants`: mutmut changes the sources one operation at a time, and for each change some test must fail.
+
+Configured by [tool.mutmut] in pyproject.toml. Fails where fewer than 85 % of the changes are noticed, and where a change goes
+unnoticed that survivors.yml does not list with a reason. Works on a copy, in build/mutation.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+WORK = ROOT / "build" / "mutation"
+NOTICED = 0.85  # at least this share
+STATES = {
+    0: "survived",
+    33: "no test runs it",
+    5: "no test runs it",
+}  # mutmut's exit codes; any other: a test failed, or hung
+
+
+def main(digits: str) -> int:
+    """Try the mutants whose number ends in one of `digits`, a tenth of all for each; returns the exit code."""
+    for folder in ("cam_utils", "tests", "data"):
+        shutil.copytree(
+            ROOT / folder, WORK / folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*")
+        )
+    shutil.copy(ROOT / "pyproject.toml", WORK)
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "2", f"*__mutmut_*[{digits}]"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}  # the mutated copy, not the sources
+    with open(WORK / "log", "w") as log:
+        subprocess.run(command, cwd=WORK, env=environment, stdout=log, stderr=log, check=False)
+    tried = list(_results(digits))
+    if not tried:
+        print(f"mutmut has tried nothing, see {WORK / 'log'}")
+        return 1
+    survivors = [(name, state) for name, state in tried if state]
+    score = 1 - len(survivors) / len(tried)
+    print(f"{len(tried)} mutants, {score:.1%} noticed by the tests (at least {NOTICED:.0%})")
+    known = {entry["mutant"] for entry in yaml.safe_load((HERE / "survivors.yml").read_text(encoding="utf-8"))}
+    new = [(change, state) for name, state in survivors if (change := _change(name)) not in known]
+    for change, state in new:
+        print(f"{state}, and not in {HERE.name}/survivors.yml:\n{change}")
+    return int(bool(new) or score < NOTICED)
+
+
+def _results(digits: str):
+    """(name, why it was not noticed or None) of each mutant tried."""
+    for file in sorted((WORK / "mutants" / "cam_utils").glob("*.meta")):
+        for name, code in json.loads(file.read_text())["exit_code_by_key"].items():
+            if name[-1] in digits and code is not None:
+                yield name, STATES.get(code)
+
+
+def _change(name: str) -> str:
+    """The function of a mutant, the line as it is and as it was changed."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "mutmut", "show", name], cwd=WORK, capture_output=True, text=True, check=True
+    )
+    lines = [line for line in shown.stdout.splitlines()[1:] if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    function = name.rpartition("__mutmut_")[0].replace("x_", "", 1).replace("xǁ", "", 1).replace("ǁ", ".")
+    return "\n".join([function.removeprefix("cam_utils."), *(line[0] + " " + line[1:].strip() for line in lines)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
