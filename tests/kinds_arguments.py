@@ -686,7 +686,11 @@ for what, size, message in [
     refused(what, ValueError, SIZE + message, lambda b, f, s=size: f(MAPS, s), [heatmap, upsample])
 answered("a size in a list", lambda b: heatmap(MAPS, [24, 20]), lambda b: heatmap(MAPS, (24, 20)))
 answered("a size of numpy", lambda b: heatmap(MAPS, np.int64(24)), lambda b: heatmap(MAPS, 24))
-answered("values whose difference overflows", lambda b: normalize(3e38 * MAPS), lambda b: normalize(MAPS))
+answered(
+    "values whose difference overflows",
+    lambda b: normalize(3e38 * MAPS.view(1, 24, 12)),
+    lambda b: normalize(MAPS.view(1, 24, 12)),
+)
 answered("a map that is constant", lambda b: heatmap(torch.full((1, 3, 3), 1e-30), 6), lambda b: torch.zeros(1, 6, 6))
 answered("a map that is negative everywhere", lambda b: heatmap(-MAPS.abs() - 1, 6), lambda b: torch.zeros(2, 6, 6))
 answered("a map of one position", lambda b: heatmap(torch.ones(1, 1, 1), 6), lambda b: torch.zeros(1, 6, 6))
