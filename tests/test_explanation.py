@@ -64,3 +64,11 @@ def test_explanations_can_be_compared_and_sizes_are_checked(lite0):
     assert a != b and a == a
     with pytest.raises(ValueError, match="at least one pixel"):
         a.heatmap(0)
+
+
+def test_explain_works_in_inference_mode(lite0):
+    """The class was made there, and a backward pass cannot keep such a tensor."""
+    photo = load_photo("dog").path
+    expected = explain(lite0, photo, method="grad_cam").map
+    with torch.inference_mode():
+        assert torch.equal(explain(lite0, photo, method="grad_cam").map, expected)
