@@ -307,7 +307,7 @@ def test_on_a_full_disk_every_writer_says_so_and_leaves_what_was_there(small_dis
 
 
 def test_an_executed_notebook_that_cannot_be_written_is_none(tmp_path, monkeypatch):
-    write(tmp_path, "01_first", "print('a' * 100_000)")
+    write(tmp_path, "01_first", "print('a line\\n' * 10_000)")
     with (
         no_file_above(50_000),
         pytest.raises(ReproductionError, match="01_first.ipynb cannot be executed into .*too large"),

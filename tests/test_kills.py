@@ -164,6 +164,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_a_dask_scheduler_that_dies_ends_the_run_and_costs_no_shard(tmp_path):
     pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
     (tmp_path / "cluster.py").write_text(CLUSTER)
     command = [sys.executable, tmp_path / "cluster.py"]
     cluster = subprocess.Popen(
@@ -183,9 +184,9 @@ def test_a_dask_scheduler_that_dies_ends_the_run_and_costs_no_shard(tmp_path):
 
         thread = threading.Thread(target=kill)
         thread.start()
-        with pytest.raises(
-            ExperimentError, match=f"the Dask scheduler at {address} is gone; what was computed is kept"
-        ):
+        gone = f"the Dask scheduler at {address} is gone; what was computed is kept"
+        soon = dask.config.set({"distributed.comm.timeouts.connect": "2s"})  # else half a minute
+        with soon, pytest.raises(ExperimentError, match=gone):
             complete(jobs, numbers, tmp_path, ("n",), engine="dask", scheduler=address, prepare=lambda: None, **quiet)
         thread.join()
     finally:
