@@ -152,12 +152,11 @@ def test_experiments_killed_again_and_again_give_the_table_of_one_run(tmp_path):
 
 
 CLUSTER = """
-import time, distributed
-if __name__ == "__main__":
-    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
-    with distributed.LocalCluster(**options) as cluster:
-        print(cluster.scheduler_address, flush=True)
-        time.sleep(600)
+import time, distributed, cam_utils.engine
+options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "protocol": "tcp", "dashboard_address": None}
+with distributed.LocalCluster(**options) as cluster:
+    print(cluster.scheduler_address, flush=True)
+    time.sleep(600)
 """
 
 
