@@ -127,19 +127,12 @@ def cached_reference(game: LayerGame, key: dict, tolerance: float, seed: int, fo
     """Reference values (n,) and their own relative error, computed once for each key (weights, photo, layer, payoff)."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     file = folder / f"{digest}.npz"
-    with (
-        suppress(Exception),
-        np.load(file, allow_pickle=False) as saved,
-    ):  # missing, cut off, or something else altogether
+    # missing, cut off, or something else altogether: it is computed again
+    with suppress(Exception), np.load(file, allow_pickle=False) as saved:
         values, error = saved["values"], float(saved["error"])
+        whole = values.dtype.kind == "f" and values.shape == (game.n_players,) and np.isfinite([*values, error]).all()
         good = error <= tolerance or saved.get("tolerance", 0) == tolerance
-        good = (
-            good
-            and values.dtype.kind == "f"
-            and values.shape == (game.n_players,)
-            and np.isfinite([*values, error]).all()
-        )
-        if good and json.loads(str(saved["key"])) == key:
+        if whole and good and json.loads(str(saved["key"])) == key:
             return torch.from_numpy(values), error
     found = reference(game, tolerance, torch.Generator().manual_seed(seed))
     error = float(found.standard_error.norm() / found.values.norm())

@@ -159,61 +159,11 @@ def activation_and_gradient(model: nn.Module, layer: Layer, x: Tensor, target: T
         torch.no_grad(),
         capture(layer, gradient=True) as captured,
     ):
-<<<<<<< ours
-        logits = logits_of(model, x.clone() if x.is_inference() else x, target=target)
+        x, target = (tensor.clone() if tensor.is_inference() else tensor for tensor in (x, target))
+        logits = logits_of(model, x, target=target)
         A = check_finite(captured.activation, "the layer's activation")
         G = slope(logits.gather(1, target[:, None]).sum(), A)
     return A.detach(), G
-=======
-        x, target = (tensor.clone() if tensor.is_inference() else tensor for tensor in (x, target))
-        y = check_output(model(x), target).gather(1, target[:, None]).sum()
-        if not y.requires_grad:
-            raise ValueError("the output does not depend on the layer through differentiable operations")
-        (G,) = torch.autograd.grad(y, captured.activation)
-    return captured.activation.detach(), G
-
-
-def check_input(x: Tensor, target: Tensor | int) -> Tensor:
-    """`target` as a tensor (N,) on x's device. Raises ValueError for an x that is no finite image batch or a wrong target."""
-    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or x.numel() == 0:
-        found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be a floating point tensor (N,3,H,W), not {found}; cam_utils.preprocess makes one")
-    if not x.isfinite().all():
-        raise ValueError("x contains NaN or infinite values")
-    target = torch.as_tensor(target, device=x.device)
-    if target.is_floating_point() or target.dtype == torch.bool or target.shape not in ((), (1,), (len(x),)):
-        raise ValueError(f"target must be an integer class id for each of the {len(x)} images, not {target.tolist()}")
-    return target.long().expand(len(x))
-
-
-def seeded(generator: torch.Generator | None) -> torch.Generator:
-    """`generator` itself; None: a new one with seed 0, so that every image draws alike whatever its batch."""
-    return torch.Generator().manual_seed(0) if generator is None else generator
-
-
-def check_baseline(baseline: Tensor, like: Tensor, what: str) -> Tensor:
-    """`baseline` as a tensor like `like`. Raises ValueError that names both shapes if it does not broadcast to it."""
-    try:
-        return baseline.to(like).expand_as(like)
-    except RuntimeError:
-        shapes = f"{tuple(baseline.shape)} does not broadcast to the {what} {tuple(like.shape)}"
-        raise ValueError(f"baseline {shapes}") from None
-
-
-def check_output(logits: Tensor, target: Tensor | None = None) -> Tensor:
-    """`logits` itself. Raises ValueError if it is not a finite (N,K) or a target lies outside 0 … K-1."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        hint = "" if isinstance(logits, Tensor) else ": wrap it in a module whose forward returns the logits alone"
-        raise ValueError(f"the model must put out logits (N,K), not {found}{hint}")
-    if not logits.isfinite().all():
-        raise ValueError("the model's output contains NaN or infinite values")
-    if target is not None and (target.min() < 0 or target.max() >= logits.shape[1]):
-        raise ValueError(
-            f"target {target.tolist()} is out of range: the model's classes are 0 to {logits.shape[1] - 1}"
-        )
-    return logits
->>>>>>> theirs
 
 
 def _logit(model: nn.Module, batch: Tensor, c: Tensor) -> Tensor:

@@ -52,6 +52,18 @@ def test_a_reference_is_computed_once(game, tmp_path, monkeypatch):
         bench.cached_reference(game, key, error / 2, 1, tmp_path)
 
 
+def test_a_damaged_reference_is_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "reference", lambda *_: Estimate(torch.ones(36), torch.full((36,), 0.01), 0, 0.0))
+    found = bench.cached_reference(None, {"image": "a"}, 0.01, 1, tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    bits = [whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1 :] for i in range(0, len(whole), 13)]
+    for damaged in [whole[:length] for length in range(0, len(whole), 50)] + bits:
+        file.write_bytes(damaged)
+        again = bench.cached_reference(None, {"image": "a"}, 0.01, 1, tmp_path)
+        assert torch.equal(again[0], found[0]) and again[1] == found[1]
+
+
 def test_a_reference_that_stopped_at_its_limit_is_not_computed_again(game, tmp_path, monkeypatch):
     unreachable = Estimate(torch.ones(36), torch.ones(36), 0, 0.0)
     monkeypatch.setattr(bench, "reference", lambda *_: unreachable)

@@ -51,7 +51,7 @@ def test_explain_writes_the_map_over_the_photo(monkeypatch, capsys, tmp_path):
         (("--layer", "classifier"), "before the pooling"),
         (("--model", "ResNet-5"), "resnet50"),
         (("--device", "gpu"), "these can: cpu"),
-        (("--out", "/proc/no-such/map.png"), "cannot write '/proc/no-such/map.png'"),
+        (("--out", "/proc/no-such/map.png"), "cannot write '/proc/no-such'"),
         (("--weights", "no-such-folder"), "no-such-folder"),
     ],
 )

@@ -228,7 +228,7 @@ def test_the_model_and_the_number_of_threads_are_left_alone(tmp_path):
 
 
 def test_a_folder_of_images_in_subfolders(tmp_path):
-    for name in ("b/two.PNG", "a/one.jpg", "a/.hidden.png", "three.webp"):
+    for name in ("b/two.PNG", "a/one.jpg", "a/.hidden.png", ".hidden/four.png", "three.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (12, 12)).save(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("no image")
