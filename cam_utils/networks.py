@@ -132,12 +132,13 @@ def _load(model: nn.Module, file: Path) -> None:
         raise FileNotFoundError(f"no such file of weights: {str(file)!r}")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
+    except PermissionError:
         raise
     except Exception as error:  # half a dozen types; torch's words advise to read the file without weights_only
         if not isinstance(error, pickle.UnpicklingError) or "Unsupported operand" in str(error):
             raise ValueError(
-                f"{file} does not hold a state dict: it is damaged, or no file of torch.save. Copy or save it again"
+                f"{file} does not hold a state dict: it is damaged, or no file of torch.save but a pickle, which may run any "
+                "code and is not read. Copy or save it again"
             ) from None
         raise ValueError(
             f"{file} does not hold a state dict, or more than one (a whole network?), which is not read since it may run any "

@@ -155,7 +155,7 @@ answered(
 refused(
     "log-odds of a network of one class",
     ValueError,
-    "payoffs contain NaN or infinite values",
+    "single output.*let it return the two logits",
     lambda b, m: run(m, b.watch(Own(lambda s, x: plain(s, x)[:, :1])), "features", b.x, 0, payoff="log_odds"),
     ["shap_cam"],
 )
@@ -586,7 +586,12 @@ refused(
     "an unknown network to be opened", ValueError, "unknown model 'lite0x': give one of", lambda b: open_model("lite0x")
 )
 refused("an unknown network of timm", ValueError, "timm has no model 'nothing9'", lambda b: open_model("timm:nothing9"))
-refused("code that is not there", ValueError, "cannot import nowhere9", lambda b: open_model("nowhere9:make"))
+refused(
+    "code that is not there",
+    ValueError,
+    "cannot import 'nowhere9'.*looked for in",
+    lambda b: open_model("nowhere9:make"),
+)
 refused(
     "a function that is not there",
     ValueError,

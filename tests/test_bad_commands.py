@@ -169,7 +169,7 @@ EXPLAIN = {  # kind: arguments behind a good command, and what the error says
     "no file of weights": ("--weights absent.pt", "no such file of weights"),
     "a folder for a file of weights": ("--weights empty", "no such file of weights"),
     "a text for weights": ("--weights weights.txt", "does not hold a state dict"),
-    "weights that are cut off": ("--weights cut.pt", "cut.pt is damaged"),
+    "weights that are cut off": ("--weights cut.pt", "cut.pt does not hold a state dict: it is damaged"),
     "weights that would run code": ("--weights evil.pt", "may run any code"),
     "weights of another network": ("--weights other.pt", "weights of another network"),
     "an unknown layer": ("--layer blocks.9", "has no layer 'blocks.9'"),
@@ -443,7 +443,6 @@ SHARDS = {  # kind: what becomes of a shard
     "a shard with Windows line ends": lambda file: file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n")),
     "a shard whose head is a list": lambda file: file.write_bytes(b"[]\na,0.1\n"),
     "a shard nested without end": lambda file: file.write_bytes(b"[" * 100_000),
-    "a link to nothing for a shard": lambda file: (file.unlink(), file.symlink_to("nowhere")),
 }
 
 
@@ -742,4 +741,4 @@ TABLES = (
 
 def test_the_kinds_are_so_many():
     kinds = {kind for table in TABLES for kind in table}
-    assert len(kinds) == sum(map(len, TABLES)) == 228
+    assert len(kinds) == sum(map(len, TABLES)) == 227
