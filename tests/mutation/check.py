@@ -1,7 +1,7 @@
 """`make mutants`: mutmut changes the sources one operation at a time, and for each change some test must fail.
 
-Configured by [tool.mutmut] in pyproject.toml. Fails where fewer than 85 % of the changes are noticed, and names each that is not and
-that survivors.yml does not list with a reason. Works on a copy, in build/mutation.
+Configured by [tool.mutmut] in pyproject.toml. Fails where fewer than 85 % of the changes are noticed, and names each that is not
+and that survivors.yml does not list with a reason. Works on a copy, in build/mutation.
 """
 
 import json
