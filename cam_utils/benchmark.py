@@ -10,7 +10,6 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -127,17 +126,22 @@ def cached_reference(game: LayerGame, key: dict, tolerance: float, seed: int, fo
     """Reference values (n,) and their own relative error, computed once for each key (weights, photo, layer, payoff)."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     file = folder / f"{digest}.npz"
-    # missing, cut off, or something else altogether: it is computed again
-    with suppress(Exception), np.load(file, allow_pickle=False) as saved:
-        values, error = saved["values"], float(saved["error"])
-        whole = values.dtype.kind == "f" and values.shape == (game.n_players,) and np.isfinite([*values, error]).all()
-        good = error <= tolerance or saved.get("tolerance", 0) == tolerance
-        if whole and good and json.loads(str(saved["key"])) == key:
-            return torch.from_numpy(values), error
+    n = game.n_players
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            values, error = saved["values"], float(saved["error"])
+            whole = values.dtype.kind == "f" and values.shape == (n,) and np.isfinite([*values, error]).all()
+            good = error <= tolerance or saved.get("tolerance", 0) == tolerance
+            if whole and good and json.loads(str(saved["key"])) == key:
+                return torch.from_numpy(values), error
+    except PermissionError:
+        raise
+    except Exception:  # missing, cut off, or something else altogether: it is computed again
+        pass
     found = reference(game, tolerance, torch.Generator().manual_seed(seed))
     error = float(found.standard_error.norm() / found.values.norm())
     about = {"error": error, "tolerance": tolerance, "key": json.dumps(key, sort_keys=True)}
-    np.savez(buffer := io.BytesIO(), values=found.values.numpy(), **about)
+    np.savez(buffer := io.BytesIO(), allow_pickle=False, values=found.values.numpy(), **about)
     write_file(file, buffer.getvalue())
     return found.values, error
 

@@ -18,6 +18,10 @@ from .postprocess import normalize, upsample
 Layer = nn.Module | str
 
 
+class NotDefined(ValueError):
+    """CAM at a layer behind which more than pooling and one linear layer mix the positions."""
+
+
 def grad_cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017, eq. 1-2): channels weighted by their mean gradient. Cost: 1 forward, 1 backward."""
     A, G = activation_and_gradient(model, layer, x, target)
@@ -79,7 +83,7 @@ def cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
         tolerance = 100 * torch.finfo(A.dtype).eps * logits.abs().max()
         if pooled.shape == logits.shape and (pooled - logits).abs().max() <= tolerance:
             return torch.einsum("nc,nchw->nhw", linear[0].weight.detach()[target], A)
-    raise ValueError(
+    raise NotDefined(
         "CAM needs a network in which nothing but global average pooling and one linear layer mix the positions behind the "
         "chosen layer. Choose that layer, change and retrain the network (notebook 03), or use grad_cam."
     )

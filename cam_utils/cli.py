@@ -146,15 +146,19 @@ def precision(photos: Photos = 4, layers: Layers = None, threads: Threads = 2, o
     import torch
 
     from . import benchmark as bench
+    from .files import make_ready, write_file
+    from .layers import resolve_layer
     from .models import load_model
     from .paths import RESULTS
     from .precision import precision_benchmark
 
     torch.set_num_threads(threads)
-    model, out = load_model(), out or RESULTS
-    out.mkdir(parents=True, exist_ok=True)
-    table = precision_benchmark(model, bench.photos_for(model, photos), layers or ["blocks.5", "bn2"])
-    table.round(7).to_csv(out / "precision.csv", index=False)
+    model, out, layers = load_model(), out or RESULTS, layers or ["blocks.5", "bn2"]
+    for layer in layers:  # before any work
+        resolve_layer(model, layer)
+    make_ready(out)
+    table = precision_benchmark(model, bench.photos_for(model, photos), layers)
+    write_file(out / "precision.csv", table.round(7).to_csv(index=False))
     typer.echo(f"written: {out / 'precision.csv'}")
 
 
@@ -214,7 +218,7 @@ def compare(
     from .compare import reasons
 
     number, differences = compared(one, other)
-    differences = [d for d in differences if d.size > tolerance or d.size == tolerance == 0]
+    differences = [d for d in differences if d.size > tolerance or not tolerance]
     for what, same in groupby(sorted(differences, key=lambda d: d.what), lambda d: d.what):
         typer.echo(f"{what}: {', '.join(difference.name for difference in same)}")
     for reason in reasons(one, other) if differences else ():

@@ -4,7 +4,6 @@ Files of the same name are compared, bytes first. Where those differ, it is told
 speaks for the PDF of the same figure, and the cells of a table.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+
+from .notebooks import ReproductionError
+from .reproduce import read_manifest
 
 KINDS = (".png", ".pdf", ".csv", ".tex")
 
@@ -42,19 +44,26 @@ def compare(one: Path, other: Path) -> tuple[int, list[Difference]]:
 
 
 def reasons(one: Path, other: Path) -> list[str]:
-    """What the manifests of two folders say of the reason: other versions, other parameters. Empty without manifests."""
-    manifests = [folder / "manifest.json" for folder in (one, other)]
-    if not all(file.is_file() for file in manifests):
+    """What the manifests of two folders say of the reason: other versions, other parameters. Empty where one has none.
+
+    Raises ValueError for a damaged manifest.
+    """
+    if not all((folder / "manifest.json").is_file() for folder in (one, other)):
         return []
-    first, second = (json.loads(file.read_text(encoding="utf-8")) for file in manifests)
-    pairs = {name: (first["versions"].get(name), second["versions"].get(name)) for name in first["versions"]}
-    lines = [f"{name} {a} / {b}" for name, (a, b) in pairs.items() if a != b]
+    try:
+        first, second = map(read_manifest, (one, other))
+    except ReproductionError as error:
+        raise ValueError(str(error)) from None
+    lines = _apart_in(first["versions"], second["versions"], "{name} {a} / {b}")
     for slug in sorted(first["figures"].keys() & second["figures"].keys()):
-        a, b = (manifest["figures"][slug]["parameters"] for manifest in (first, second))
-        lines += [
-            f"{slug}: {k}={a.get(k)!r} / {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
-        ]
+        a, b = (manifest["figures"][slug].get("parameters", {}) for manifest in (first, second))
+        lines += [f"{slug}: {line}" for line in _apart_in(a, b, "{name}={a!r} / {b!r}")]
     return lines
+
+
+def _apart_in(one: dict, other: dict, line: str) -> list[str]:
+    both = {name: (one.get(name), other.get(name)) for name in one | other}
+    return [line.format(name=name, a=a, b=b) for name, (a, b) in both.items() if a != b]
 
 
 def _difference(a: Path, b: Path) -> Difference | None:

@@ -193,7 +193,8 @@ def _by_dask(
         try:
             yield from _handed_out(jobs, work, client, distributed.as_completed())
         except (OSError, distributed.CancelledError) as error:
-            gone = f"the Dask scheduler at {address} is gone"
+            where = f" at {scheduler}" if scheduler else ""
+            gone = f"the Dask scheduler{where} is gone" + (" for a job" if client.status == "running" else "")
             raise ExperimentError(f"{gone}; what was computed is kept: start again. {describe(error)}") from error
 
 

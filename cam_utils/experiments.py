@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .benchmark import fingerprint
-from .cams import cam
+from .cams import NotDefined, cam
 from .engine import ExperimentError, check_engine, complete, merge
 from .files import alone, make_ready, write_file
 from .measuring import COLUMNS, EVERY_METHOD, METRICS, Task, environment, measure, prepare
@@ -231,7 +231,7 @@ def _has_cam(model: nn.Module, layer: str) -> bool:
     x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(parameter)
     try:
         cam(model, layer, x, 0)
-    except ValueError:
+    except NotDefined:
         return False
     return True
 

@@ -160,7 +160,12 @@ def _absent(model: nn.Module, image: Tensor, labels: Tensor, baseline: str | Ten
 
 def _consecutive(segments: Tensor, x: Tensor) -> Tensor:
     shape = (len(x), *x.shape[2:])
-    segments = torch.as_tensor(segments if isinstance(segments, Tensor | np.ndarray) else 0.0, device=x.device)
+    try:
+        segments = torch.as_tensor(segments, device=x.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"segments must be integers of shape {shape} or {shape[1:]}, not {type(segments).__name__}"
+        ) from None
     if segments.is_floating_point() or segments.dtype == torch.bool or segments.shape not in (shape, shape[1:]):
         found = f"{segments.dtype} {tuple(segments.shape)}"
         raise ValueError(f"segments must be integers of shape {shape} or {shape[1:]}, not {found}")

@@ -101,10 +101,11 @@ def adcc(average_drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
     pytorch-shapley-cam (METHOD.md) are the latter: give it the means to compare. Inherits the traps of the three.
     """
     given = [torch.as_tensor(values).double() for values in (coherency, complexity, average_drop)]
-    if len({t.shape for t in given}) > 1 or not all(bool(((t >= 0) & (t <= 1)).all()) for t in given):
+    fit = len({t.shape for t in given if t.ndim}) < 2  # a single number serves for all images
+    if not fit or not all(bool(((t >= 0) & (t <= 1)).all()) for t in given):
         shapes = ", ".join(str(tuple(t.shape)) for t in given)
         raise ValueError(f"coherency, complexity and average_drop must lie in [0,1] and have one shape, not {shapes}")
-    terms = torch.stack([given[0], 1 - given[1], 1 - given[2]])
+    terms = torch.stack(torch.broadcast_tensors(given[0], 1 - given[1], 1 - given[2]))
     return 3 / (1 / terms).sum(0)
 
 

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,8 @@ def run(notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeo
             if isinstance(error, OSError) and not isinstance(error, CellTimeoutError):  # the file may end anywhere
                 raise ReproductionError(f"{notebook.path.name} cannot be executed into {target}: {error}") from error
             failed = error
+            if not running.exists():  # before its first cell
+                shutil.copyfile(notebook.path, running)
     if failed is not None:
         raise ReproductionError(_failure(notebook, target, failed, timeout)) from failed
 

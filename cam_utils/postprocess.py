@@ -1,6 +1,6 @@
 """What is done to a signed map before it is shown: rectify, upsample, normalise. No method does any of it unasked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from numbers import Integral
 
 import torch
@@ -15,8 +15,8 @@ def rectify(maps: Tensor) -> Tensor:
 
 def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Bilinear to the image's size (pixels; an int means square). maps (N,h,w) -> (N,H,W)."""
-    size = (size, size) if isinstance(size, Integral) else size
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, Integral) and s >= 1 for s in size)):
+    size = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Iterable) else (size,)
+    if len(size) != 2 or not all(isinstance(s, Integral) and s >= 1 for s in size):
         raise ValueError(
             f"a map has at least one pixel each way: the size must be one whole number or two, not {size!r}"
         )

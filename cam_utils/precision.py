@@ -2,7 +2,7 @@
 
 Every method explains the same class of the same photos through copies of one network in each precision; the maps are compared
 with those in float64. The rounding of a network's own arithmetic is what differs: nothing is drawn anew, as the generators are
-seeded alike, and LIME gets the segments of the photo in float64.
+seeded alike, and LIME gets the segments of the photo as the network is given it.
 """
 
 import copy
@@ -13,19 +13,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .cams import NotDefined
 from .explanation import METHODS, check_options
 from .layers import map_sizes
 from .lime import superpixels
+from .metrics import pearson, shapley_error
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 OPTIONS = {"shap_cam": {"samples_per_position": 10}, "lime": {"n_samples": 100}}  # enough to see a rounding
 MANY = 500  # channels, for each of which Score-CAM passes the whole network
-
-
-def agreement(found: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Pearson correlation of two maps, and ‖found - truth‖ / ‖truth‖."""
-    found, truth = found.double().flatten(), truth.double().flatten()
-    return float(torch.corrcoef(torch.stack([found, truth]))[0, 1]), float((found - truth).norm() / truth.norm())
 
 
 def maps_in(
@@ -65,9 +61,9 @@ def precision_benchmark(
                 truth = maps_in(torch.float64, model, layer, x, target, suited)
                 for precision, dtype in PRECISIONS.items():
                     for method, found in maps_in(dtype, model, layer, x, target, suited).items():
-                        correlation, error = agreement(found, truth[method])
-                        about = {"layer": layer, "method": method, "precision": precision, "image": name}
-                        rows.append(about | {"correlation": correlation, "error": error})
+                        row = {"layer": layer, "method": method, "precision": precision, "image": name}
+                        row["correlation"] = float(pearson(found, truth[method]))
+                        rows.append(row | {"error": float(shapley_error(found, truth[method]))})
                 bar.update()
     grouped = pd.DataFrame(rows).groupby(["layer", "method", "precision"], sort=False)
     return grouped.agg(
@@ -85,6 +81,6 @@ def _suited(model: nn.Module, layer: str, x: Tensor, target: int, methods: Itera
         unsuited.add("score_cam")
     try:
         METHODS["cam"](model, layer, x, target)
-    except ValueError:
+    except NotDefined:
         unsuited.add("cam")
     return [method for method in methods if method not in unsuited]

@@ -63,7 +63,7 @@ def reproduce(
         staged_in = Path(
             tempfile.mkdtemp(prefix="staging-", dir=build)
         )  # where no orphaned kernel of such a run writes
-        old, versions = _read_manifest(figures), _versions()
+        old, versions = read_manifest(figures), _versions()
         running = {notebook.path.name for notebook in notebooks}
         kept = {s: entry for s, entry in old["figures"].items() if only and entry["notebook"] not in running}
         differ = [name for name in versions if kept and versions[name] != old["versions"].get(name)]
@@ -156,7 +156,8 @@ def _stale(figures: Path, old: dict, made: dict, kept: dict, prune: bool) -> lis
     )
 
 
-def _read_manifest(figures: Path) -> dict:
+def read_manifest(figures: Path) -> dict:
+    """What figures/manifest.json says; nothing where there is none. Raises ReproductionError for a damaged one."""
     file = figures / "manifest.json"
     if not file.exists():
         return {"versions": {}, "figures": {}}

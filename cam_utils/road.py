@@ -5,7 +5,7 @@ large holes, and where the network knows the class from blurred colours every ma
 of the pixels counts, and equal ones, such as the many zeros of a rectified map, go in reading order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 
 import numpy as np
@@ -121,7 +121,8 @@ def _inside(fraction: float, pixels: int) -> bool:
 
 def _road(model, x, target, heat, coldest_first, fractions, noise, generator, batch_size, progress) -> Tensor:
     target, rank, pixels = check_input(x, target), ranks(check_heat(heat, x)), x[0, 0].numel()
-    if not isinstance(fractions, Sequence) or not fractions or not all(_inside(f, pixels) for f in fractions):
+    fractions = tuple(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str) else ()
+    if not fractions or not all(_inside(f, pixels) for f in fractions):
         raise ValueError(f"fractions must lie in (0,1) and leave some of the {pixels} pixels, not {fractions!r}")
     if not isinstance(noise, Real) or not 0 <= noise < float("inf"):
         raise ValueError(f"noise must be a standard deviation, 0 or more, not {noise!r}")

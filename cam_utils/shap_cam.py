@@ -57,8 +57,8 @@ def owen_cam(
 
     budget: head evaluations per image, a forward+backward counting 2.5. The default, 22, is deterministic and costs about
     what Grad-CAM costs; larger budgets correct its bias and give standard errors (return_estimate: also the `Estimate`
-    of each image). Where the head is average pooling and one linear layer, no budget is spent. Cost: 1 forward to the
-    layer, and the budget.
+    of each image). Where the head is average pooling and one linear layer, and its numbers are `within_reach`, no budget
+    is spent. Cost: 1 forward to the layer, and the budget.
     """
 
     def estimate(game: LayerGame, draws: torch.Generator) -> Estimate:

@@ -21,7 +21,8 @@ def runs(tmp_path):
     (one / "01_map.pdf").write_bytes(b"%PDF drawn")
     (one / "07_ranks.csv").write_text("method,mean,seconds\ncam,1.5,0.1\nlime,2.0,nan\n")
     (one / "07_ranks.tex").write_text("a\nb\n")
-    manifest = {"versions": {"torch": "1"}, "figures": {"01_map": {"parameters": {"seed": 0}}}}
+    entry = {"notebook": "01.ipynb", "files": {}, "parameters": {"seed": 0}}
+    manifest = {"versions": {"torch": "1"}, "figures": {"01_map": entry}}
     (one / "manifest.json").write_text(json.dumps(manifest))
     (one / ".hidden.png").write_bytes(b"")
     shutil.copytree(one, other)
@@ -91,15 +92,17 @@ def test_another_size_and_a_missing_file(runs):
 
 def test_versions_and_parameters_are_given_as_reasons(runs):
     assert reasons(*runs) == []
-    manifest = {"versions": {"torch": "2"}, "figures": {"01_map": {"parameters": {"seed": 1}}}}
+    entry = {"notebook": "01.ipynb", "files": {}, "parameters": {"seed": 1}}
+    manifest = {"versions": {"torch": "2", "timm": "1"}, "figures": {"01_map": entry}}
     (runs[1] / "manifest.json").write_text(json.dumps(manifest))
     (runs[1] / "07_ranks.tex").write_text("c\nb\n")
-    assert reasons(*runs) == ["torch 1 / 2", "01_map: seed=0 / 1"]
+    assert reasons(*runs) == ["torch 1 / 2", "timm None / 1", "01_map: seed=0 / 1"]
     shown = CliRunner().invoke(app, ["compare", *map(str, runs)])
     assert shown.exit_code == 1
     assert shown.stdout.splitlines() == [
         "other text from line 1 on: 07_ranks.tex",
         "made with torch 1 / 2",
+        "made with timm None / 1",
         "made with 01_map: seed=0 / 1",
         "4 files, 1 differ",
     ]
@@ -118,3 +121,10 @@ def test_folders_that_are_not_there_or_hold_nothing(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds a figure or table"):
         compare(tmp_path / "empty", tmp_path / "empty")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"versions": {}}'])
+def test_a_damaged_manifest_says_so(runs, text):
+    (runs[1] / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        reasons(*runs)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import nbformat
@@ -85,7 +86,7 @@ def a_merged_table(folder, text):
 def a_reference(folder, text):
     estimate = Estimate(torch.ones(500), torch.ones(500), 1.0, 0.0)
     with mock.patch.object(benchmark, "reference", lambda *rest: estimate):
-        benchmark.cached_reference(None, {"image": "a"}, float(text == "old"), 1, folder)
+        benchmark.cached_reference(SimpleNamespace(n_players=500), {"image": "a"}, float(text == "old"), 1, folder)
 
 
 def a_network(folder, text):

@@ -240,6 +240,8 @@ def test_the_vietnamese_readme_says_the_same():
 def test_every_test_that_a_promise_names_is_there():
     named = re.findall(r"`(tests/[\w/]+\.(?:py|yml))(?:::(\w+))?`", text("docs/reliability.md"))
     assert len(named) > 25
+    counted = re.findall(r"Tried with (\d+) kinds. \| `([\w/.]+)`", text("docs/reliability.md"))
+    assert len(counted) == 2 and all(f"= {number}" in text(file) for number, file in counted)
     for file, test in named:
         assert (paths.ROOT / file).is_file(), file
         assert not test or re.search(rf"(?m)^\s*def {test}\(", text(file)), f"{file} has no {test}"

@@ -23,6 +23,8 @@ def test_pointing_game_by_hand():
     """A hit, nothing, two of the four hottest pixels."""
     torch.testing.assert_close(pointing_game(HEAT, REGION), float64(1, 0, 0.5))
     torch.testing.assert_close(pointing_game(HEAT, ~REGION), float64(0, 0, 0.5))
+    paler = torch.stack([HEAT[0], HEAT[0] / 2])  # each map has a hottest pixel of its own
+    torch.testing.assert_close(pointing_game(paler, REGION[:2]), float64(1, 1))
     tie = torch.tensor([[[0.2, 0.9], [0.9, 0.9]]])
     torch.testing.assert_close(pointing_game(tie, REGION[:1]), float64(1 / 3))
 

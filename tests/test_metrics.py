@@ -264,6 +264,8 @@ def test_complexity_by_hand():
 def test_adcc_by_hand_and_as_published():
     found = m.adcc(float64(0.5, 0, 1), float64(0.5, 1, 0.9), float64(0.5, 0, 0.2))
     torch.testing.assert_close(found, float64(0.5, 1, 0))
+    with pytest.raises(ValueError, match="lie in"):
+        m.adcc(float64(0.5), float64(1.001), float64(0.5))
     drop, coherency, complexity = 0.1384, 0.9707, 0.3842  # Grad-CAM, ResNet-50 (METHOD.md): ADCC 78.64 %
     assert round(100 * m.adcc(float64(drop), float64(coherency), float64(complexity)).item(), 2) == 78.64
 
@@ -274,6 +276,8 @@ def test_shapley_error_and_efficiency_gap_by_hand():
     torch.testing.assert_close(m.shapley_error(values, truth), float64(0, 2, 1, 1))
     torch.testing.assert_close(m.efficiency_gap(values, truth), float64(0, 14, 7, 5))
     assert m.shapley_error(truth, 0 * truth).isinf().all() and (m.shapley_error(0 * truth, 0 * truth) == 0).all()
+    flat = float64(3, 4)[None]  # (N,n) will do as well as (N,h,w)
+    torch.testing.assert_close(m.shapley_error(flat + float64(0, 0.5), flat), float64(0.1))
     for bad in (truth[:, :, :2], truth * math.nan):
         with pytest.raises(ValueError, match="alike"):
             m.shapley_error(bad, truth)

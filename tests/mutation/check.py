@@ -17,11 +17,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "mutation"
 NOTICED = 0.85  # at least this share
+UNTRIED = "was not tried"
 STATES = {
+    None: UNTRIED,
     0: "survived",
-    33: "no test runs it",
     5: "no test runs it",
-}  # mutmut's exit codes; any other: a test failed, or hung
+    33: "no test runs it",
+}  # mutmut's codes; any other: noticed
 
 
 def main(digits: str) -> int:
@@ -36,8 +38,8 @@ def main(digits: str) -> int:
     with open(WORK / "log", "w") as log:
         subprocess.run(command, cwd=WORK, env=environment, stdout=log, stderr=log, check=False)
     tried = list(_results(digits))
-    if not tried:
-        print(f"mutmut has tried nothing, see {WORK / 'log'}")
+    if not tried or any(state == UNTRIED for _, state in tried):
+        print(f"mutmut did not come to its end, see {WORK / 'log'}")
         return 1
     survivors = [(name, state) for name, state in tried if state]
     score = 1 - len(survivors) / len(tried)
@@ -53,7 +55,7 @@ def _results(digits: str):
     """(name, why it was not noticed or None) of each mutant tried."""
     for file in sorted((WORK / "mutants" / "cam_utils").glob("*.meta")):
         for name, code in json.loads(file.read_text())["exit_code_by_key"].items():
-            if name[-1] in digits and code is not None:
+            if name[-1] in digits:
                 yield name, STATES.get(code)
 
 
