@@ -15,12 +15,12 @@ def rectify(maps: Tensor) -> Tensor:
 
 def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Bilinear to the image's size (pixels; an int means square). maps (N,h,w) -> (N,H,W)."""
-    size = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Iterable) else (size,)
-    if len(size) != 2 or not all(isinstance(s, Integral) and s >= 1 for s in size):
+    both = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Iterable) else ()
+    if len(both) != 2 or not all(isinstance(s, Integral) and s >= 1 for s in both):
         raise ValueError(
             f"a map has at least one pixel each way: the size must be one whole number or two, not {size!r}"
         )
-    return F.interpolate(_check(maps)[:, None], size=tuple(map(int, size)), mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(_check(maps)[:, None], size=tuple(map(int, both)), mode="bilinear", align_corners=False)[:, 0]
 
 
 def normalize(maps: Tensor) -> Tensor:

@@ -121,12 +121,12 @@ def _inside(fraction: float, pixels: int) -> bool:
 
 def _road(model, x, target, heat, coldest_first, fractions, noise, generator, batch_size, progress) -> Tensor:
     target, rank, pixels = check_input(x, target), ranks(check_heat(heat, x)), x[0, 0].numel()
-    fractions = tuple(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str) else ()
-    if not fractions or not all(_inside(f, pixels) for f in fractions):
+    levels = tuple(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str) else ()
+    if not levels or not all(_inside(level, pixels) for level in levels):
         raise ValueError(f"fractions must lie in (0,1) and leave some of the {pixels} pixels, not {fractions!r}")
     if not isinstance(noise, Real) or not 0 <= noise < float("inf"):
         raise ValueError(f"noise must be a standard deviation, 0 or more, not {noise!r}")
-    counts = torch.tensor([round(fraction * pixels) for fraction in fractions], device=x.device)
+    counts = torch.tensor([round(fraction * pixels) for fraction in levels], device=x.device)
     if coldest_first:
         rank = pixels - 1 - rank
     scale = noise / channels(spec_of(model).std, x)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,13 +56,14 @@ def test_a_reference_is_computed_once(game, tmp_path, monkeypatch):
 
 def test_a_damaged_reference_is_computed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "reference", lambda *_: Estimate(torch.ones(36), torch.full((36,), 0.01), 0, 0.0))
-    found = bench.cached_reference(None, {"image": "a"}, 0.01, 1, tmp_path)
+    game = SimpleNamespace(n_players=36)
+    found = bench.cached_reference(game, {"image": "a"}, 0.01, 1, tmp_path)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     bits = [whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1 :] for i in range(0, len(whole), 13)]
     for damaged in [whole[:length] for length in range(0, len(whole), 50)] + bits:
         file.write_bytes(damaged)
-        again = bench.cached_reference(None, {"image": "a"}, 0.01, 1, tmp_path)
+        again = bench.cached_reference(game, {"image": "a"}, 0.01, 1, tmp_path)
         assert torch.equal(again[0], found[0]) and again[1] == found[1]
 
 
