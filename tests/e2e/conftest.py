@@ -32,11 +32,6 @@ def lab():
     own = {f"JUPYTER_{what}_DIR": str(root / what.lower()) for what in ("CONFIG", "DATA", "RUNTIME")}
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces")}
     own |= {"CAM_UTILS_FIGURES": str(root / "made"), "IPYTHONDIR": str(root / "ipython")}
-    own |= {
-        "LC_ALL": "C",
-        "TZ": "Asia/Ho_Chi_Minh",
-        "OMP_NUM_THREADS": "1",
-    }  # `make determinism` compares what it has made
     token, port = secrets.token_hex(16), _free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]
     command += [f"--ServerApp.root_dir={root}", f"--port={port}", "--ServerApp.port_retries=0"]
