@@ -10,8 +10,8 @@ target, G = dy/dA. The papers' final ReLU is left to `postprocess.rectify`.
 import torch
 from torch import Tensor, nn
 
-from .checks import blamed_on, check_finite, check_input, chunks, logits_of, slope
-from .layers import capture, count, evaluating, feature_maps, resolve_layer, split
+from .checks import check_finite, check_input, chunks, logits_of, single, slope
+from .layers import activation_of, capture, count, evaluating, resolve_layer, split
 from .pointwise import parts_of
 from .postprocess import normalize, upsample
 
@@ -56,7 +56,7 @@ def grad_cam_pp(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Te
 
     Deviation: the weights are those of the paper without the common positive factor exp(y), which would overflow.
     """
-    A, G = map(_single, activation_and_gradient(model, layer, x, target))
+    A, G = map(single, activation_and_gradient(model, layer, x, target))
     alpha = _ratio(G**2, 2 * G**2 + A.sum((2, 3), keepdim=True) * G**3)
     return ((alpha * G.relu()).sum((2, 3), keepdim=True) * A).sum(1).to(x.dtype)
 
@@ -71,8 +71,7 @@ def cam(model: nn.Module, layer: Layer, x: Tensor, target: Tensor) -> Tensor:
     features, head = split(model, layer)
     target = check_input(x, target)
     with evaluating(model), torch.no_grad():
-        with blamed_on(x):
-            A = check_finite(feature_maps(features(x)), "the layer's activation")
+        A = activation_of(features, x)
         logits = logits_of(head, A, target=target)
         count(len(x))
         if isinstance(head, torch.fx.GraphModule):
@@ -140,8 +139,7 @@ def ablation_cam(
     with evaluating(model), torch.no_grad():
         maps = []
         for image, c in zip(x, target, strict=True):
-            with blamed_on(x):
-                A = check_finite(feature_maps(features(image[None])), "the layer's activation")
+            A = activation_of(features, image[None])
             y = logits_of(head, A, target=c[None])[0, c]
             count(1)
             scores = []
@@ -173,11 +171,6 @@ def activation_and_gradient(model: nn.Module, layer: Layer, x: Tensor, target: T
 def _logit(model: nn.Module, batch: Tensor, c: Tensor) -> Tensor:
     count(len(batch))
     return logits_of(model, batch)[:, c]
-
-
-def _single(t: Tensor) -> Tensor:
-    """`t` in float32 at least: half precision has no room for a gradient's third power."""
-    return t.float() if t.itemsize == 2 else t
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -86,6 +86,11 @@ def slope(y: Tensor, activation: Tensor) -> Tensor:
     return check_finite(gradient, "the gradient of the output by the layer")
 
 
+def single(t: Tensor) -> Tensor:
+    """`t` in float32 at least: half precision has no room for a gradient's third power or a difference of probabilities."""
+    return t.float() if t.itemsize == 2 else t
+
+
 def check_finite(values: Tensor, what: str) -> Tensor:
     """`values` itself. Raises ValueError for NaN or infinite ones."""
     if not values.isfinite().all():

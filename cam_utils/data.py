@@ -328,7 +328,8 @@ def mosaic_masks(rows, columns, h, w) -> np.ndarray:
 
 
 def _check_cells(rows, columns):
-    check_count("rows", rows), check_count("columns", columns)
+    check_count("rows", rows)
+    check_count("columns", columns)
 
 
 def _edges(cells, length):

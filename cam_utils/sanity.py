@@ -58,11 +58,9 @@ def sensitivity_max(
     Cost: n_perturbations + 1 runs of the method.
     """
     target = check_input(x, target)
-    (
-        check_count("n_perturbations", n_perturbations),
-        check_count("batch_size", batch_size),
-        check_positive(radius=radius),
-    )
+    check_count("n_perturbations", n_perturbations)
+    check_count("batch_size", batch_size)
+    check_positive(radius=radius)
     scale, worst = radius / channels(spec_of(model).std, x), []
     disable = None if progress is None else not progress
 
