@@ -194,8 +194,9 @@ def _by_dask(
             yield from _handed_out(jobs, work, client, distributed.as_completed())
         except (OSError, distributed.CancelledError) as error:
             where = f" at {scheduler}" if scheduler else ""
-            gone = f"the Dask scheduler{where} is gone" + (" for a job" if client.status == "running" else "")
-            raise ExperimentError(f"{gone}; what was computed is kept: start again. {describe(error)}") from error
+            dropped = isinstance(error, distributed.CancelledError) and client.status == "running"
+            what = f"the Dask scheduler{where} {'has dropped a job' if dropped else 'is gone'}"
+            raise ExperimentError(f"{what}; what was computed is kept: start again. {describe(error)}") from error
 
 
 def _handed_out(jobs: list[Job], work: Work, client, finished) -> Iterator[tuple[Job, list[dict], dict]]:
