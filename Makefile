@@ -3,8 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 DIGITS := 7
 # the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones
-NBVAL := PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline $(PY) -m pytest \
-	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1800 notebooks
+NBVAL := PYTHONPATH=tests PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline $(PY) -m pytest \
+	-p nbval_numbers --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1800 notebooks
 
 # as in cam_utils/notebooks.py: glibc keeps the memory of large tensors, which halves the time of batches
 export MALLOC_MMAP_THRESHOLD_ := 4294967296

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -175,8 +176,9 @@ def _by_dask(
     with ExitStack() as stack:
         address = scheduler
         if scheduler is None:
-            options = {"n_workers": workers, "threads_per_worker": 1, "processes": True}
-            address = stack.enter_context(distributed.LocalCluster(**options, dashboard_address="127.0.0.1:0"))
+            options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+            quiet = logging.ERROR  # its warnings tell of a busy machine
+            address = stack.enter_context(distributed.LocalCluster(**options, processes=True, silence_logs=quiet))
         try:
             client = stack.enter_context(distributed.Client(address, timeout=30))
         except OSError as error:

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cam_utils import paths
+from nbval_numbers import Output
 
 
 def text(name):
@@ -245,3 +246,19 @@ def test_every_test_that_a_promise_names_is_there():
     for file, test in named:
         assert (paths.ROOT / file).is_file(), file
         assert not test or re.search(rf"(?m)^\s*def {test}\(", text(file)), f"{file} has no {test}"
+
+
+def test_outputs_agree_in_their_words_and_but_for_the_last_digits_in_their_numbers():
+    one = Output("Owen-CAM   0.128 [-0.137, +0.30]  of 16\nGrad-CAM  12.31")
+    for same in (one, "Owen-CAM 0.129 [-0.136, +0.31] of 16\nGrad-CAM 12.40"):
+        assert one == Output(same) and not one != Output(same)
+    for other in (
+        "Owen-CAM 0.130 [-0.137, +0.30] of 16\nGrad-CAM 12.31",  # two units, and more than a hundredth
+        "Owen-CAM 0.128 [+0.137, +0.30] of 16\nGrad-CAM 12.31",
+        "Owen-CAM 0.128 [-0.137, +0.30] of 17\nGrad-CAM 12.31",
+        "Shap-CAM 0.128 [-0.137, +0.30] of 16\nGrad-CAM 12.31",
+        "Owen-CAM 0.128 [-0.137, +0.30] of 16\nGrad-CAM 12",
+        "Owen-CAM 0.128 [-0.137, +0.30] of 16",
+    ):
+        assert one != Output(other) and not one == Output(other)
+    assert Output("1.5e-05") != Output("1.5e-06") and Output("0.00") != Output("0.02")
