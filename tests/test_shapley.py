@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cam_utils.shapley import exact, kernel_shap, per_position, permutation
+from cam_utils.shapley import exact, kernel_shap, paired_coalitions, paired_design, per_position, permutation
 
 SAMPLERS = [permutation, per_position, kernel_shap]
 
@@ -41,6 +41,7 @@ KNOWN = {
         torch.tensor([4, 1, 1]).double() / 6,
     ),  # one left, two right
     "quadratic": quadratic(),
+    "unanimity beside 3": (Game(4, lambda m: 3 + m.prod(1)), torch.full((4,), 0.25).double()),
 }
 
 
@@ -91,8 +92,8 @@ def test_unbiased_over_seeds(estimator):
 def test_budget_is_kept_and_reported(estimator, budget):
     game, _ = quadratic(8)
     estimate = estimator(game, budget, torch.Generator().manual_seed(0))
-    assert game.n_evaluations == estimate.n_evaluations <= budget
-    assert estimate.n_evaluations > budget / 3
+    step = {permutation: 2 * (8 - 1), per_position: 2 * 8, kernel_shap: 2}[estimator]
+    assert game.n_evaluations == estimate.n_evaluations == 2 + (budget - 2) // step * step
 
 
 @pytest.mark.parametrize("estimator", SAMPLERS)
@@ -107,12 +108,65 @@ def test_standard_errors_cover(estimator):
     assert 0.90 <= torch.stack(inside).double().mean() <= 0.99
 
 
+def test_kernel_shap_is_the_least_squares_fit_of_its_coalitions():
+    """Lundberg & Lee 2017 in its own form: all coalitions, weights 1/s(n-s), the sum of the values held."""
+    n, seen = 6, []
+    w = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def value(m):
+        seen.append(m)
+        return 3 + torch.sigmoid(2 * m @ w + m[:, 0] * m[:, 1] * m[:, 2])
+
+    for pairs in (n, 20):
+        seen.clear()
+        estimate = kernel_shap(Game(n, value), 2 + 2 * pairs, torch.Generator().manual_seed(0))
+        masks = next(m for m in seen if len(m) == 2 * pairs)
+        v, (none, every) = value(masks), value(torch.tensor([[0.0], [1.0]]).double().expand(2, n))
+        size = masks.sum(1)
+        root = (1 / (size * (n - size))).sqrt()
+        design = masks[:, :-1] - masks[:, -1:]  # the last value is what the others leave of the total
+        target = v - none - masks[:, -1] * (every - none)
+        fit = torch.linalg.lstsq(design * root[:, None], (target * root)[:, None], driver="gelsd").solution[:, 0]
+        expected = torch.cat([fit, (every - none - fit.sum())[None]])
+        torch.testing.assert_close(estimate.values, expected)
+        assert estimate.standard_error.isinf().all() == (pairs == n)
+
+
+def test_the_standard_error_of_kernel_shap_is_what_each_pair_moves():
+    """HC3 is the jackknife: the sum of squares of what the fit changes when one pair is left out."""
+    n, pairs, seen = 5, 30, []
+    w = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def value(m):
+        seen.append(m)
+        return torch.sigmoid(3 * m @ w) + m[:, 0] * m[:, 1]
+
+    estimate = kernel_shap(Game(n, value), 2 + 2 * pairs, torch.Generator().manual_seed(0))
+    masks = next(m for m in seen if len(m) == 2 * pairs)
+    none, every = value(torch.tensor([[0.0], [1.0]]).double().expand(2, n))
+    design, target = paired_design(masks, value(masks), float(every - none))
+    whole, moved = torch.linalg.pinv(design) @ target, torch.zeros(n, dtype=torch.float64)
+    for i in range(pairs):
+        kept = torch.arange(pairs) != i
+        moved += (torch.linalg.pinv(design[kept]) @ target[kept] - whole).square()
+    torch.testing.assert_close(estimate.standard_error, moved.sqrt())
+
+
+def test_paired_coalitions_have_every_size_alike():
+    masks = paired_coalitions(6, 5_000, torch.Generator().manual_seed(0))
+    assert torch.equal(masks[5_000:], ~masks[:5_000])
+    share = masks[:5_000].sum(1).bincount(minlength=7) / 5_000
+    assert share[[0, 6]].sum() == 0 and (share[1:6] - 0.2).abs().max() < 0.03
+
+
 def test_efficient_estimators_have_no_gap():
     game, _ = quadratic(8)
     for estimator in (permutation, kernel_shap):
         assert abs(estimator(game, 100, torch.Generator().manual_seed(0)).efficiency_gap) < 1e-9
-    gap = per_position(game, 100, torch.Generator().manual_seed(0)).efficiency_gap
-    assert abs(gap) > 1e-3
+    game, _ = KNOWN["unanimity beside 3"]
+    estimate = per_position(game, 100, torch.Generator().manual_seed(0))
+    assert abs(estimate.efficiency_gap) > 1e-3
+    torch.testing.assert_close(float(estimate.values.sum()) - 1, estimate.efficiency_gap)
 
 
 def test_same_seed_same_bytes():
@@ -124,9 +178,11 @@ def test_same_seed_same_bytes():
 
 def test_too_small_budgets_and_too_many_players_say_so():
     game, _ = quadratic(8)
-    for estimator in SAMPLERS:
-        with pytest.raises(ValueError, match="budget"):
+    for estimator, least in {permutation: 16, per_position: 18, kernel_shap: 4}.items():
+        with pytest.raises(ValueError, match=rf"\b{least}\b.*\bnot .*3$"):
             estimator(game, 3, torch.Generator())
+        assert estimator(game, least, torch.Generator()).n_evaluations == least
+    assert kernel_shap(quadratic(2)[0], 4, torch.Generator()).values.isfinite().all()
     with pytest.raises(ValueError, match="20 players"):
         exact(Game(21, lambda m: m.sum(1)))
     assert permutation(game, 16, torch.Generator()).standard_error.isinf().all()
