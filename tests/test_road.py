@@ -123,7 +123,7 @@ def test_bad_input(x):
         with pytest.raises(ValueError, match=r"in \(0,1\)"):
             road_morf(model, x, TARGET, heat, fractions=fractions)
     with pytest.raises(ValueError, match="nothing is left"):
-        impute(x, torch.ones(3, 12, 12, dtype=torch.bool))
+        impute(x, torch.tensor([False, True, False])[:, None, None].expand(3, 12, 12))
     with pytest.raises(ValueError, match="removed must be bool"):
         impute(x, torch.ones(3, 12, 12))
     assert all(0 < fraction < 1 for fraction in FRACTIONS)
