@@ -229,3 +229,15 @@ def test_a_model_that_puts_out_a_tuple(x):
 
     with pytest.raises(ValueError, match=r"logits \(N,K\), not tuple"):
         LayerGame(Two().double(), "stem", x[:1], 0)
+
+
+def test_where_only_pooling_follows_the_players_are_not_tried_one_by_one(monkeypatch):
+    """EfficientNet-Lite's 49 positions are then as many maps of one position, not 49 maps of 49."""
+    monkeypatch.setattr(LayerGame, "_rows_one_by_one", lambda *_: pytest.fail("all players are played one by one"))
+    x = torch.randn(1, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    game = LayerGame(toy_cnn("gap"), "features", x, 1, payoff="logit")
+    assert game.kind == "additive"
+    head = LayerGame(toy_cnn("gap"), "features", x, 1, payoff="logit")
+    head._mixed, head._cache = head._at_layer, None
+    masks = (torch.rand(5, 36, generator=torch.Generator().manual_seed(1)) < 0.5).double()
+    torch.testing.assert_close(game.value(masks), head.value(masks))
