@@ -51,6 +51,7 @@ def test_exact_on_known_games(name):
     estimate = exact(game)
     torch.testing.assert_close(estimate.values, expected)
     assert estimate.n_evaluations == 2**game.n_players and abs(estimate.efficiency_gap) < 1e-12
+    assert torch.equal(estimate.standard_error, torch.zeros_like(expected))
 
 
 @pytest.mark.parametrize("estimator", SAMPLERS)
