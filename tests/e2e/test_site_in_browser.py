@@ -113,9 +113,9 @@ def test_methods_notebooks_and_functions_are_linked(browser, origin):
     rows = tab.locator("article table tbody tr")
     assert rows.locator("td:first-child").all_inner_texts() == list(METHODS)
     rows.filter(has_text="owen_cam").locator("td:first-child a").click()
-    assert tab.url.endswith("#cam_utils.shap_cam.owen_cam")
+    tab.wait_for_url("**/*#cam_utils.shap_cam.owen_cam")
     tab.locator("dl:has([id='cam_utils.shap_cam.owen_cam']) > dd a", has_text="06").click()
-    assert tab.url.endswith("notebooks/06_owen_cam.html")
+    tab.wait_for_url("**/notebooks/06_owen_cam.html")
     assert tab.locator("a[href$='#cam_utils.shap_cam.owen_cam']").count()
     tab.close()
 
@@ -140,5 +140,5 @@ def test_navigation_on_the_phone(browser, origin):
     tab.locator("label[for=__navigation]:visible").first.click()
     tab.wait_for_timeout(500)
     link.click()
-    assert tab.url == origin + "notebooks/06_owen_cam.html"
+    tab.wait_for_url(origin + "notebooks/06_owen_cam.html")
     tab.close()
