@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"([-+−]?\d+\.\d+(?:e[-+]\d+)?)")
 
 def agree(ref: str, test: str) -> bool:
     """Whether two outputs say the same; spaces may differ in number, as they pad numbers to a width."""
-    ours, theirs = (_NUMBER.split(" ".join(s.split())) for s in (ref, test))
+    ours, theirs = (_NUMBER.split("\n".join(" ".join(line.split()) for line in s.splitlines())) for s in (ref, test))
     if ours[::2] != theirs[::2]:
         return False
     return all(_near(a, b) for a, b in zip(ours[1::2], theirs[1::2], strict=True))

@@ -10,10 +10,11 @@ SAMPLERS = [permutation, per_position, kernel_shap]
 
 class Game:
     def __init__(self, n, value):
-        self.n_players, self._value, self.n_evaluations = n, value, 0
+        self.n_players, self._value, self.n_evaluations, self.asked = n, value, 0, []
 
     def value(self, masks):
         self.n_evaluations += len(masks)
+        self.asked.append(masks.double())
         return self._value(masks.double())
 
 
@@ -111,17 +112,16 @@ def test_standard_errors_cover(estimator):
 
 def test_kernel_shap_is_the_least_squares_fit_of_its_coalitions():
     """Lundberg & Lee 2017 in its own form: all coalitions, weights 1/s(n-s), the sum of the values held."""
-    n, seen = 6, []
+    n = 6
     w = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def value(m):
-        seen.append(m)
         return 3 + torch.sigmoid(2 * m @ w + m[:, 0] * m[:, 1] * m[:, 2])
 
     for pairs in (n, 20):
-        seen.clear()
-        estimate = kernel_shap(Game(n, value), 2 + 2 * pairs, torch.Generator().manual_seed(0))
-        masks = next(m for m in seen if len(m) == 2 * pairs)
+        game = Game(n, value)
+        estimate = kernel_shap(game, 2 + 2 * pairs, torch.Generator().manual_seed(0))
+        masks = next(m for m in game.asked if len(m) == 2 * pairs)
         v, (none, every) = value(masks), value(torch.tensor([[0.0], [1.0]]).double().expand(2, n))
         size = masks.sum(1)
         root = (1 / (size * (n - size))).sqrt()
@@ -135,17 +135,13 @@ def test_kernel_shap_is_the_least_squares_fit_of_its_coalitions():
 
 def test_the_standard_error_of_kernel_shap_is_what_each_pair_moves():
     """HC3 is the jackknife: the sum of squares of what the fit changes when one pair is left out."""
-    n, pairs, seen = 5, 30, []
+    n, pairs = 5, 30
     w = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-
-    def value(m):
-        seen.append(m)
-        return torch.sigmoid(3 * m @ w) + m[:, 0] * m[:, 1]
-
-    estimate = kernel_shap(Game(n, value), 2 + 2 * pairs, torch.Generator().manual_seed(0))
-    masks = next(m for m in seen if len(m) == 2 * pairs)
-    none, every = value(torch.tensor([[0.0], [1.0]]).double().expand(2, n))
-    design, target = paired_design(masks, value(masks), float(every - none))
+    game = Game(n, lambda m: torch.sigmoid(3 * m @ w) + m[:, 0] * m[:, 1])
+    estimate = kernel_shap(game, 2 + 2 * pairs, torch.Generator().manual_seed(0))
+    masks = next(m for m in game.asked if len(m) == 2 * pairs)
+    none, every = game.value(torch.tensor([[0.0], [1.0]]).double().expand(2, n))
+    design, target = paired_design(masks, game.value(masks), float(every - none))
     whole, moved = torch.linalg.pinv(design) @ target, torch.zeros(n, dtype=torch.float64)
     for i in range(pairs):
         kept = torch.arange(pairs) != i
@@ -164,6 +160,7 @@ def test_efficient_estimators_have_no_gap():
     game, _ = quadratic(8)
     for estimator in (permutation, kernel_shap):
         assert abs(estimator(game, 100, torch.Generator().manual_seed(0)).efficiency_gap) < 1e-9
+    assert abs(per_position(game, 100, torch.Generator().manual_seed(0)).efficiency_gap) > 1e-3
     game, _ = KNOWN["unanimity beside 3"]
     estimate = per_position(game, 100, torch.Generator().manual_seed(0))
     assert abs(estimate.efficiency_gap) > 1e-3
@@ -180,7 +177,7 @@ def test_same_seed_same_bytes():
 def test_too_small_budgets_and_too_many_players_say_so():
     game, _ = quadratic(8)
     for estimator, least in {permutation: 16, per_position: 18, kernel_shap: 4}.items():
-        with pytest.raises(ValueError, match=rf"\b{least}\b.*\bnot .*3$"):
+        with pytest.raises(ValueError, match=rf"budget.*\b{least}\b.*\bnot .*3$"):
             estimator(game, 3, torch.Generator())
         assert estimator(game, least, torch.Generator()).n_evaluations == least
     assert kernel_shap(quadratic(2)[0], 4, torch.Generator()).values.isfinite().all()
