@@ -30,6 +30,8 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "67108864",
+    # torch's threads wait for each other by spinning, which beside other work costs up to a hundred times the work itself
+    "GOMP_SPINCOUNT": "5000",
 }
 _BARS = re.compile(r"[^\r\n]*(?:\d%\||it/s\]|s/it\])[^\r\n]*[\r\n]*")  # progress in stderr
 _ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of the cells that papermill adds

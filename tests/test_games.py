@@ -56,6 +56,16 @@ def test_gradient_is_the_derivative_of_the_value(toy, x, layer, deferred):
     assert game.n_evaluations == 2 * 2.5 + 2 + 2
 
 
+def test_a_deferred_game_fades_positions_behind_what_acts_on_each_alone(toy, x):
+    before = split(toy, "features.4")[0](x[:1]).mean((2, 3), keepdim=True)  # a ReLU follows
+    masks = torch.rand(5, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    behind = LayerGame(toy, "features", x[:1], 1, baseline=before.relu()).value(masks)
+    torch.testing.assert_close(LayerGame(toy, "features.4", x[:1], 1, deferred=True).value(masks), behind)
+    plain = LayerGame(toy, "features.4", x[:1], 1).value(masks)
+    torch.testing.assert_close(plain, definition(toy, "features.4", x[:1], 1, masks))
+    assert (plain - behind).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("baseline", ["zero", torch.full((1, 4, 1, 1), 0.3), torch.rand(4, 6, 6)])
 def test_baselines(toy, x, baseline):
     game = LayerGame(toy, "features", x[:1], 0, baseline=baseline)
@@ -104,6 +114,10 @@ def test_an_additive_head_costs_no_pass(x):
     handle.remove()
 
 
+def test_what_a_fully_connected_layer_makes_of_each_position_is_kept(x):
+    assert LayerGame(toy_cnn("fc"), "features", x[:1], 0).kind == "cached"
+
+
 def test_a_head_that_only_looks_affine_is_not_cached(x):
     """A forward hook of the caller bends the pooling: the check at construction must find out."""
     model = toy_cnn("gap")
@@ -132,6 +146,8 @@ def test_networks_that_cannot_be_cut(x):
     masks = coalitions(4, game.n_players)
     torch.testing.assert_close(game.value(masks), definition(model, "inner", x[:1], 0, masks))
     assert game.gradient(masks)[1].shape == (4, game.n_players)
+    with pytest.raises(ValueError, match="0 to 1"):
+        LayerGame(model, "inner", x[:1], 2).value(masks)
 
 
 def test_cam_is_shap_cam_at_a_gap_head(x):
@@ -163,6 +179,7 @@ def test_the_model_is_left_alone_and_callers_may_be_in_any_mode(x):
     with evaluating(model):
         expected = definition(model, "features", x[:1], 0, coalitions(2, 36))
     torch.testing.assert_close(game.value(coalitions(2, 36)), expected)
+    assert not game.value(coalitions(2, 36)).is_inference()  # or it could take no part in an autograd of the caller's
     assert same_state(before, state_of(model))
 
 

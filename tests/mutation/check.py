@@ -28,18 +28,19 @@ STATES = {
 }  # mutmut's codes; any other: noticed
 
 
-def main(digits: str) -> int:
-    """Try the mutants whose number ends in one of `digits`, a tenth of all for each; returns the exit code."""
+def main(digits: str, *modules: str) -> int:
+    """Try the mutants of some modules, "*" all, whose number ends in one of `digits`, a tenth for each; the exit code."""
     for folder in ("cam_utils", "tests", "data"):
         shutil.copytree(
             ROOT / folder, WORK / folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*")
         )
     shutil.copy(ROOT / "pyproject.toml", WORK)
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "2", f"*__mutmut_*[{digits}]"]
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "2"]
+    command += [f"cam_utils.{module}.*__mutmut_*[{digits}]" for module in modules]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}  # the mutated copy, not the sources
     with open(WORK / "log", "w") as log:
         subprocess.run(command, cwd=WORK, env=environment, stdout=log, stderr=log, check=False)
-    tried = list(_results(digits))
+    tried = [result for module in modules for result in _results(module, digits)]
     if not tried or any(state == UNTRIED for _, state in tried):
         print(f"mutmut did not come to its end, see {WORK / 'log'}")
         return 1
@@ -56,9 +57,9 @@ def main(digits: str) -> int:
     return int(score < NOTICED)
 
 
-def _results(digits: str):
+def _results(module: str, digits: str):
     """(name, why it was not noticed or None) of each mutant tried."""
-    for file in sorted((WORK / "mutants" / "cam_utils").glob("*.meta")):
+    for file in sorted((WORK / "mutants" / "cam_utils").glob(f"{module}.py.meta")):
         for name, code in json.loads(file.read_text())["exit_code_by_key"].items():
             if name[-1] in digits:
                 yield name, STATES.get(code)
@@ -74,4 +75,4 @@ def _change(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))
