@@ -116,7 +116,7 @@ def run(
         make_ready(out, kept)
         try:
             torch.set_num_threads(1)  # the networks' weights must not depend on the number of threads
-            models = networks(profile.models, sets, seed, progress, kept)
+            models = networks(profile.models, sets, seed, progress, kept, at_once=remote)
             _check_layers(models, choices.get("layers"))
             given = {} if data is None else {"data": folder(data, limit, seed)}
             tasks = plan(profile, models, sets, given, limit, seed, 1 if remote else threads)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import multiprocessing
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -149,10 +150,20 @@ def shapes(count: int, seed: int, *, marked: bool) -> list[Picture]:
 
 
 def networks(
-    models: Iterable[str | nn.Module], sets: Iterable[str], seed: int, progress: bool | None, kept: Path | None = None
+    models: Iterable[str | nn.Module],
+    sets: Iterable[str],
+    seed: int,
+    progress: bool | None,
+    kept: Path | None = None,
+    at_once: bool = False,
 ) -> dict:
-    """{name: network} for the names and networks of `models` that one of the sets is for; some are trained here (`train`)."""
+    """{name: network} for the names and networks of `models` that one of the sets is for; some are trained here (`train`).
+
+    at_once: those that `kept` lacks are trained at the same time, each by one thread of a process of its own.
+    """
     wanted, found = [CLASSES[name] for name in sets], {}
+    if at_once and (None in wanted or CLASS_NAMES in wanted):
+        _train_at_once([name for name in models if name in ON_THE_SPOT], seed, kept)
     for model in models:
         name = spec_of(model).name if isinstance(model, nn.Module) else model
         if name in found:
@@ -185,6 +196,24 @@ def train(name: str, seed: int = 0, progress: bool | None = None, kept: Path | N
             write_file(file, buffer.getvalue())
     model.spec = replace(model.spec, name=name)
     return model
+
+
+def _train_at_once(names: list[str], seed: int, kept: Path) -> None:
+    """What fails here is left for `train`."""
+    missing = [name for name in names if _kept(kept / f"{name}-{seed}.pt", ON_THE_SPOT[name][0]) is None]
+    if len(missing) > 1:
+        process = multiprocessing.get_context("spawn").Process
+        running = [process(target=_train_alone, args=(name, seed, kept, TRAINING)) for name in missing]
+        for one in running:
+            one.start()
+        for one in running:
+            one.join()
+
+
+def _train_alone(name: str, seed: int, kept: Path, training: dict) -> None:
+    torch.set_num_threads(1)
+    TRAINING.update(training)  # of the process that asks
+    train(name, seed, False, kept)
 
 
 def _kept(file: Path, head: str) -> nn.Module | None:

@@ -212,6 +212,16 @@ def test_a_trained_network_is_kept_and_a_broken_file_is_not_taken_for_one(monkey
         subjects.train("shapes_net_fc", 1, False, tmp_path / "kept")  # another seed is another network
 
 
+def test_networks_trained_at_once_are_those_trained_one_by_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(subjects, "TRAINING", {"images": 40, "epochs": 1})
+    names = ("shapes_net_gap", "shapes_net_fc_watermark")
+    one_by_one = [fingerprint(subjects.train(name, 3, False)) for name in names]
+    monkeypatch.setattr(subjects, "shapes_classifier", None)  # would fail in this process
+    at_once = subjects.networks(names, ["shapes"], 3, False, tmp_path, at_once=True)
+    assert [fingerprint(at_once[name]) for name in names] == one_by_one
+    assert set(subjects.networks(names, ["mosaics"], 4, False, tmp_path, at_once=True)) == set()
+
+
 def test_cam_is_left_out_where_it_is_not_defined(tmp_path):
     choices = {"methods": ("cam", "grad_cam"), "metrics": ("complexity",)}
     for head, methods in (("fc", {"grad_cam"}), ("gap", {"cam", "grad_cam"})):
