@@ -5,7 +5,7 @@ DIGITS := 7
 MODULES := *
 # the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones
 NBVAL := PYTHONPATH=tests PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline $(PY) -m pytest \
-	-n 2 --dist loadfile -p nbval_numbers --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1800 notebooks
+	-p nbval_numbers --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1800 notebooks
 
 # as in cam_utils/notebooks.py: glibc keeps the memory of large tensors, which halves the time of batches, and threads that
 # wait for each other leave the processor to others soon
@@ -42,12 +42,10 @@ site: setup ## the notebooks as committed and the reference of cam_utils as web 
 	@echo "build/site/index.html"
 
 e2e: site ## every notebook, the explorer and the site in a real browser, Chromium; screenshots in build/e2e/
-	@rm -rf build/e2e
-	@browser=$$(CHROMIUM="$(CHROMIUM)" tests/e2e/chromium) && \
-		CHROMIUM="$$browser" $(PY) -m pytest -n 2 --dist loadgroup tests/e2e --durations=20
+	@browser=$$(CHROMIUM="$(CHROMIUM)" tests/e2e/chromium) && CHROMIUM="$$browser" $(PY) -m pytest tests/e2e --durations=20
 
 determinism: setup ## after test, e2e and figures: their three runs of the notebooks drew the same figures, byte by byte
-	@for run in build/figures build/e2e/made; do $(PY) -m cam_utils compare $$run figures || exit 1; done
+	@for run in build/figures build/e2e/lab/made; do $(PY) -m cam_utils compare $$run figures || exit 1; done
 
 mutants: setup ## change the methods one operation at a time: the tests must notice; a tenth of the changes, all by DIGITS=0123456789
 	@$(PY) tests/mutation/check.py $(DIGITS) $(foreach module,$(MODULES),"$(module)")

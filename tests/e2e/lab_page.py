@@ -8,13 +8,16 @@ from playwright.sync_api import Page
 
 from cam_utils import paths
 
-HERE = paths.BUILD / "e2e"  # screenshots, the figures, the servers' logs and all that they may write to
+HERE = paths.BUILD / "e2e"  # screenshots, the server's log, and in `lab` all that the server may write to
 MINUTES = 60_000  # Playwright counts milliseconds
 KERNEL_IS_IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+STATES = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === "code").map(cell => ({
+    done: Boolean(cell.model.executionCount) && cell.model.executionState !== "running",
+    failed: [...Array(cell.model.outputs.length).keys()].some(i => cell.model.outputs.get(i).type === "error"),
+}))"""
 CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === "code").map(cell => ({
     source: cell.model.sharedModel.getSource(),
     count: cell.model.executionCount,
-    running: cell.model.executionState === "running",
     outputs: cell.model.outputs.toJSON(),
 }))"""
 
@@ -31,11 +34,10 @@ def run_all(page: Page, address: str, minutes: float = 20) -> list[dict]:
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         page.wait_for_timeout(1000)
-        cells = page.evaluate(CELLS)
-        failed = any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
-        if failed or all(cell["count"] and not cell["running"] for cell in cells):
+        states = page.evaluate(STATES)  # without the pictures, which are megabytes
+        if any(cell["failed"] for cell in states) or all(cell["done"] for cell in states):
             page.wait_for_function(KERNEL_IS_IDLE, timeout=2 * MINUTES)
-            return cells
+            return page.evaluate(CELLS)
     raise TimeoutError(f"still running after {minutes} minutes")
 
 
