@@ -7,6 +7,7 @@ are missing. The values depend on the seed and the options alone: not on order, 
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -116,7 +117,8 @@ def run(
         make_ready(out, kept)
         try:
             torch.set_num_threads(1)  # the networks' weights must not depend on the number of threads
-            models = networks(profile.models, sets, seed, progress, kept, at_once=remote)
+            at_once = (workers or os.cpu_count()) if remote and scheduler is None else 1
+            models = networks(profile.models, sets, seed, progress, kept, at_once)
             _check_layers(models, choices.get("layers"))
             given = {} if data is None else {"data": folder(data, limit, seed)}
             tasks = plan(profile, models, sets, given, limit, seed, 1 if remote else threads)

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
-import multiprocessing
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .benchmark import DEVELOPMENT, fingerprint, fresh_photos
 from .data import Photo, image_files, load_photos, make_shapes, mosaic, mosaic_masks
@@ -41,6 +44,7 @@ ON_THE_SPOT = {  # name: head, and the probability with which the watermark tell
     "shapes_net_fc_watermark": ("fc", 1.0),
 }
 TRAINING = {"images": 2000, "epochs": 10}
+_TRAIN = "import json, sys; from cam_utils import subjects; subjects._train_alone(*json.loads(sys.argv[1]))"
 CONFIDENT = 0.5  # a photo in a mosaic is classified rightly with at least this probability
 
 
@@ -155,15 +159,18 @@ def networks(
     seed: int,
     progress: bool | None,
     kept: Path | None = None,
-    at_once: bool = False,
+    at_once: int = 1,
 ) -> dict:
     """{name: network} for the names and networks of `models` that one of the sets is for; some are trained here (`train`).
 
-    at_once: those that `kept` lacks are trained at the same time, each by one thread of a process of its own.
+    at_once: so many that `kept` lacks are trained at the same time, each by one thread of a process of its own.
     """
     wanted, found = [CLASSES[name] for name in sets], {}
-    if at_once and (None in wanted or CLASS_NAMES in wanted):
-        _train_at_once([name for name in models if name in ON_THE_SPOT], seed, kept)
+    if at_once > 1 and kept and (None in wanted or CLASS_NAMES in wanted):
+        names = [name for name in dict.fromkeys(models) if name in ON_THE_SPOT]
+        missing = [name for name in names if _kept(_file_of(name, seed, kept), ON_THE_SPOT[name][0]) is None]
+        for start in range(0, len(missing), at_once):
+            _train_at_once(missing[start : start + at_once], seed, kept, progress)
     for model in models:
         name = spec_of(model).name if isinstance(model, nn.Module) else model
         if name in found:
@@ -186,7 +193,7 @@ def train(name: str, seed: int = 0, progress: bool | None = None, kept: Path | N
     kept: a folder of networks that the same code trained; it is taken from there, or put there.
     """
     head, watermark = ON_THE_SPOT[name]
-    file = kept and kept / f"{name}-{seed}.pt"
+    file = kept and _file_of(name, seed, kept)
     model = _kept(file, head) if file else None
     if model is None:
         options = TRAINING | {"watermark": watermark, "seed": seed, "progress": progress}
@@ -198,22 +205,32 @@ def train(name: str, seed: int = 0, progress: bool | None = None, kept: Path | N
     return model
 
 
-def _train_at_once(names: list[str], seed: int, kept: Path) -> None:
-    """What fails here is left for `train`."""
-    missing = [name for name in names if _kept(kept / f"{name}-{seed}.pt", ON_THE_SPOT[name][0]) is None]
-    if len(missing) > 1:
-        process = multiprocessing.get_context("spawn").Process
-        running = [process(target=_train_alone, args=(name, seed, kept, TRAINING)) for name in missing]
+def _train_at_once(names: list[str], seed: int, kept: Path, progress: bool | None) -> None:
+    """What fails here is left for `train`, which says why."""
+    running: list[subprocess.Popen] = []
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    try:
+        for name in names:
+            task = json.dumps([name, seed, str(kept), TRAINING])
+            running.append(subprocess.Popen([sys.executable, "-c", _TRAIN, task], **quiet))
+        for one in tqdm(running, desc="training", unit="network", disable=None if progress is None else not progress):
+            one.wait()
+    except OSError:
+        pass
+    finally:
         for one in running:
-            one.start()
-        for one in running:
-            one.join()
+            one.kill()  # does nothing to one that has ended
+            one.wait()
 
 
-def _train_alone(name: str, seed: int, kept: Path, training: dict) -> None:
+def _train_alone(name: str, seed: int, kept: str, training: dict) -> None:
     torch.set_num_threads(1)
     TRAINING.update(training)  # of the process that asks
-    train(name, seed, False, kept)
+    train(name, seed, False, Path(kept))
+
+
+def _file_of(name: str, seed: int, kept: Path) -> Path:
+    return kept / f"{name}-{seed}.pt"
 
 
 def _kept(file: Path, head: str) -> nn.Module | None:

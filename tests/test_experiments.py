@@ -217,9 +217,17 @@ def test_networks_trained_at_once_are_those_trained_one_by_one(monkeypatch, tmp_
     names = ("shapes_net_gap", "shapes_net_fc_watermark")
     one_by_one = [fingerprint(subjects.train(name, 3, False)) for name in names]
     monkeypatch.setattr(subjects, "shapes_classifier", None)  # would fail in this process
-    at_once = subjects.networks(names, ["shapes"], 3, False, tmp_path, at_once=True)
+    at_once = subjects.networks(names, ["shapes"], 3, False, tmp_path, at_once=2)
     assert [fingerprint(at_once[name]) for name in names] == one_by_one
-    assert set(subjects.networks(names, ["mosaics"], 4, False, tmp_path, at_once=True)) == set()
+    assert subjects.networks(names, ["mosaics"], 4, False, tmp_path, at_once=2) == {}
+    assert not list(tmp_path.glob("*-4.pt"))
+
+
+def test_networks_that_cannot_be_trained_at_once_are_trained_here(monkeypatch, tmp_path):
+    monkeypatch.setattr(subjects, "TRAINING", {"images": 40, "epochs": 1})
+    monkeypatch.setattr(subjects.sys, "executable", str(tmp_path / "no-python"))
+    found = subjects.networks(("shapes_net_gap", "shapes_net_fc"), ["shapes"], 3, False, tmp_path, at_once=2)
+    assert set(found) == {"shapes_net_gap", "shapes_net_fc"} and len(list(tmp_path.glob("*-3.pt"))) == 2
 
 
 def test_cam_is_left_out_where_it_is_not_defined(tmp_path):

@@ -230,8 +230,8 @@ def test_half_precision_takes_no_shortcut(x):
 
 def test_memory_is_bounded_where_the_cache_does_not_serve(x):
     """Slopes at the layer of a cached game go through the whole head: its batches are the head's."""
-    game = LayerGame(toy_cnn("gap"), "features.3", x[:1], 0)
-    assert game._batch(game._at_layer) <= 32
+    game = LayerGame(toy_cnn("gap"), "features.4", x[:1], 0)
+    assert game.kind == "additive" and game._batch(game._at_layer) <= 32 < game._batch(game._mixed)
 
 
 def test_a_model_that_puts_out_a_tuple(x):

@@ -29,7 +29,8 @@ STATES = {
 
 
 def main(digits: str, *modules: str) -> int:
-    """Try the mutants of some modules, "*" all, whose number ends in one of `digits`, a tenth for each; the exit code."""
+    """Try the mutants of some modules, all if none is named, whose number ends in one of `digits`; returns the exit code."""
+    modules = tuple(dict.fromkeys(modules)) or ("*",)
     for folder in ("cam_utils", "tests", "data"):
         shutil.copytree(
             ROOT / folder, WORK / folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*")
@@ -39,9 +40,10 @@ def main(digits: str, *modules: str) -> int:
     command += [f"cam_utils.{module}.*__mutmut_*[{digits}]" for module in modules]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}  # the mutated copy, not the sources
     with open(WORK / "log", "w") as log:
-        subprocess.run(command, cwd=WORK, env=environment, stdout=log, stderr=log, check=False)
-    tried = [result for module in modules for result in _results(module, digits)]
-    if not tried or any(state == UNTRIED for _, state in tried):
+        code = subprocess.run(command, cwd=WORK, env=environment, stdout=log, stderr=log, check=False).returncode
+    results = [list(_results(module, digits)) for module in modules]
+    tried = sum(results, [])
+    if code or not all(results) or any(state == UNTRIED for _, state in tried):
         print(f"mutmut did not come to its end, see {WORK / 'log'}")
         return 1
     survivors = [(name, state) for name, state in tried if state]
