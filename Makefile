@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 DIGITS := 7
-MODULES := *
+MODULES :=
 # the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones
 NBVAL := PYTHONPATH=tests PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline $(PY) -m pytest \
 	-p nbval_numbers --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1800 notebooks
@@ -48,7 +48,7 @@ determinism: setup ## after test, e2e and figures: their three runs of the noteb
 	@for run in build/figures build/e2e/lab/made; do $(PY) -m cam_utils compare $$run figures || exit 1; done
 
 mutants: setup ## change the methods one operation at a time: the tests must notice; a tenth of the changes, all by DIGITS=0123456789
-	@$(PY) tests/mutation/check.py $(DIGITS) $(foreach module,$(MODULES),"$(module)")
+	@$(PY) tests/mutation/check.py $(DIGITS) $(MODULES)
 
 notebooks: setup ## like figures, and put the fresh outputs into notebooks/, to be committed
 	@$(PY) -m cam_utils figures --write-back

@@ -169,7 +169,7 @@ def networks(
     if at_once > 1 and kept and (None in wanted or CLASS_NAMES in wanted):
         names = [name for name in dict.fromkeys(models) if name in ON_THE_SPOT]
         missing = [name for name in names if _kept(_file_of(name, seed, kept), ON_THE_SPOT[name][0]) is None]
-        for start in range(0, len(missing), at_once):
+        for start in range(0, len(missing), at_once) if len(missing) > 1 else ():  # a single one needs no process
             _train_at_once(missing[start : start + at_once], seed, kept, progress)
     for model in models:
         name = spec_of(model).name if isinstance(model, nn.Module) else model
