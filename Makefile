@@ -1,11 +1,12 @@
 # Needs Python 3.11 or newer, pip and make; everything else goes into .venv. Another Python: make figures PYTHON=python3.12
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
-DIGITS := 7
+NUMBERS := *7
 MODULES :=
-# the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones
-NBVAL := PYTHONPATH=tests PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline $(PY) -m pytest \
-	-p nbval_numbers --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1800 notebooks
+# the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones; two run at a time,
+# and their threads must not wait by spinning
+NBVAL := PYTHONPATH=tests PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline GOMP_SPINCOUNT=0 \
+	$(PY) -m pytest -n 2 --dist loadfile -p nbval_numbers --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1800 notebooks
 
 # as in cam_utils/notebooks.py: glibc keeps the memory of large tensors, which halves the time of batches, and threads that
 # wait for each other leave the processor to others soon
@@ -42,13 +43,15 @@ site: setup ## the notebooks as committed and the reference of cam_utils as web 
 	@echo "build/site/index.html"
 
 e2e: site ## every notebook, the explorer and the site in a real browser, Chromium; screenshots in build/e2e/
-	@browser=$$(CHROMIUM="$(CHROMIUM)" tests/e2e/chromium) && CHROMIUM="$$browser" $(PY) -m pytest tests/e2e --durations=20
+	@rm -rf build/e2e
+	@browser=$$(CHROMIUM="$(CHROMIUM)" tests/e2e/chromium) && \
+		CHROMIUM="$$browser" $(PY) -m pytest -n 2 --dist loadgroup tests/e2e --durations=20
 
 determinism: setup ## after test, e2e and figures: their three runs of the notebooks drew the same figures, byte by byte
-	@for run in build/figures build/e2e/lab/made; do $(PY) -m cam_utils compare $$run figures || exit 1; done
+	@for run in build/figures build/e2e/made; do $(PY) -m cam_utils compare $$run figures || exit 1; done
 
-mutants: setup ## change the methods one operation at a time: the tests must notice; a tenth of the changes, all by DIGITS=0123456789
-	@$(PY) tests/mutation/check.py $(DIGITS) $(MODULES)
+mutants: setup ## change the methods one operation at a time: the tests must notice; a tenth of the changes, all by NUMBERS='*'
+	@$(PY) tests/mutation/check.py '$(NUMBERS)' $(MODULES)
 
 notebooks: setup ## like figures, and put the fresh outputs into notebooks/, to be committed
 	@$(PY) -m cam_utils figures --write-back
@@ -70,7 +73,7 @@ clean: ## delete build/ and caches; .venv and figures/ stay
 	@echo "Making .venv with $(PYTHON)"
 	@"$(PYTHON)" -m venv .venv || { echo "No venv: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	@echo "Installing requirements.lock: minutes, and on Linux some 3 GB of downloads, the first time"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock
 	@echo "Installing cam_utils"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -23,8 +23,8 @@ def shapes_net(head: str = "gap", *, class_names: tuple[str, ...], seed: int = 0
             layers += [
                 nn.Conv2d(channels, width, 3, padding=1, bias=False),
                 nn.BatchNorm2d(width),
-                nn.ReLU(),
                 nn.MaxPool2d(2),
+                nn.ReLU(),  # after pooling it does the same to a quarter of the numbers
             ]
             channels = width
         layers += [

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -228,6 +229,15 @@ def test_networks_that_cannot_be_trained_at_once_are_trained_here(monkeypatch, t
     monkeypatch.setattr(subjects.sys, "executable", str(tmp_path / "no-python"))
     found = subjects.networks(("shapes_net_gap", "shapes_net_fc"), ["shapes"], 3, False, tmp_path, at_once=2)
     assert set(found) == {"shapes_net_gap", "shapes_net_fc"} and len(list(tmp_path.glob("*-3.pt"))) == 2
+
+
+@pytest.mark.parametrize("options, at_once", [({"engine": "dask", "workers": 3}, 3), ({"workers": 3}, 1)])
+def test_as_many_networks_are_trained_at_once_as_a_local_cluster_has_workers(monkeypatch, tmp_path, options, at_once):
+    asked = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(experiments, "networks", asked)
+    with pytest.raises(InterruptedError):
+        run("quick", out=tmp_path, progress=False, **options)
+    assert asked.call_args.args[-1] == at_once
 
 
 def test_cam_is_left_out_where_it_is_not_defined(tmp_path):

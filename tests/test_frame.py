@@ -104,7 +104,7 @@ def test_layout():
         assert (paths.ROOT / name).exists(), f"{name} is missing"
     assert "MIT License" in text("LICENSE") and "Nguyễn Khải Phú, Thái Cẩm Phong" in text("LICENSE")
     assert (paths.ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run is not executable"
-    in_order = [text(".ci/run").index(f"make {target}\n") for target in ("test", "e2e", "figures")]
+    in_order = [text(".ci/run").index(f"\nmake {target}") for target in "test e2e figures determinism mutants".split()]
     assert in_order == sorted(in_order)
     assert "nbstripout" not in text(".pre-commit-config.yaml"), "outputs of notebooks are committed"
 

@@ -1,4 +1,4 @@
-"""A JupyterLab of its own on a copy of the notebooks, and a browser: `make e2e`."""
+"""A JupyterLab of its own on a copy of the notebooks, and a browser, in each of two processes: `make e2e`."""
 
 import os
 import secrets
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -20,10 +21,10 @@ NO_NEWS = '{"fetchNews": "false", "checkForUpdates": false}'
 
 
 @pytest.fixture(scope="session")
-def lab():
+def lab(worker_id):
     """The address of a copied notebook, `{}` its name, in a running JupyterLab; the committed ones are out of its reach."""
-    shutil.rmtree(HERE, ignore_errors=True)
-    root = HERE / "lab"
+    root, log_file = HERE / f"lab-{worker_id}", HERE / f"jupyter-{worker_id}.log"
+    shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(paths.NOTEBOOKS, root / "notebooks", ignore=shutil.ignore_patterns(".*"))
     shutil.copytree(paths.ROOT / "figures", root / "figures")
     settings = root / "settings" / "@jupyterlab" / "apputils-extension"
@@ -31,16 +32,17 @@ def lab():
     (settings / "notification.jupyterlab-settings").write_text(NO_NEWS)
     own = {f"JUPYTER_{what}_DIR": str(root / what.lower()) for what in ("CONFIG", "DATA", "RUNTIME")}
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces")}
-    own |= {"CAM_UTILS_FIGURES": str(root / "made"), "IPYTHONDIR": str(root / "ipython")}
+    own |= {"CAM_UTILS_FIGURES": str(HERE / "made"), "IPYTHONDIR": str(root / "ipython")}
     own |= {"LC_ALL": "C", "TZ": "Asia/Ho_Chi_Minh", "OMP_NUM_THREADS": "1"}  # the figures must not depend on them
+    own |= {"GOMP_SPINCOUNT": "0"}  # another notebook runs beside
     token, port = secrets.token_hex(16), _free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]
     command += [f"--ServerApp.root_dir={root}", f"--port={port}", "--ServerApp.port_retries=0"]
     command += [f"--IdentityProvider.token={token}", "--ip=127.0.0.1"]
-    with open(HERE / "jupyter.log", "w") as log:
+    with open(log_file, "w") as log:
         server = subprocess.Popen(command, cwd=root, env=os.environ | KERNEL_ENVIRONMENT | own, stdout=log, stderr=log)
         try:
-            _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server)
+            _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, log_file)
             yield f"http://127.0.0.1:{port}/lab/tree/notebooks/{{}}?token={token}&reset"
         finally:
             server.terminate()  # and with it its kernels
@@ -76,12 +78,12 @@ def _free_port() -> int:
         return one.getsockname()[1]
 
 
-def _wait_for(address: str, server: subprocess.Popen) -> None:
+def _wait_for(address: str, server: subprocess.Popen, log_file: Path) -> None:
     for _ in range(600):
-        assert server.poll() is None, f"JupyterLab did not start, see {HERE / 'jupyter.log'}"
+        assert server.poll() is None, f"JupyterLab did not start, see {log_file}"
         try:
             urllib.request.urlopen(address, timeout=5)
             return
         except OSError:
             time.sleep(0.2)
-    raise TimeoutError(f"JupyterLab does not answer, see {HERE / 'jupyter.log'}")
+    raise TimeoutError(f"JupyterLab does not answer, see {log_file}")

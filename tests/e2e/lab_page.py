@@ -8,7 +8,7 @@ from playwright.sync_api import Page
 
 from cam_utils import paths
 
-HERE = paths.BUILD / "e2e"  # screenshots, the server's log, and in `lab` all that the server may write to
+HERE = paths.BUILD / "e2e"  # screenshots, the figures, the servers' logs and all that they may write to
 MINUTES = 60_000  # Playwright counts milliseconds
 KERNEL_IS_IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 STATES = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === "code").map(cell => ({

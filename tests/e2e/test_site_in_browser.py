@@ -15,6 +15,9 @@ PAGES = sorted(str(page.relative_to(SITE)) for page in SITE.rglob("*.html"))
 WIDTHS = {"phone": (390, 844), "desk": (1280, 900)}
 
 
+pytestmark = pytest.mark.xdist_group("site")
+
+
 @pytest.fixture(scope="module")
 def origin():
     """The address of a server of build/site."""

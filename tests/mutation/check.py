@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -28,8 +29,11 @@ STATES = {
 }  # mutmut's codes; any other: noticed
 
 
-def main(digits: str, *modules: str) -> int:
-    """Try the mutants of some modules, all if none is named, whose number ends in one of `digits`; returns the exit code."""
+def main(numbers: str, *modules: str) -> int:
+    """Try the mutants of some modules, all if none is named, whose number in its function is like `numbers`, such as *7.
+
+    Returns the exit code.
+    """
     modules = tuple(dict.fromkeys(modules)) or ("*",)
     for folder in ("cam_utils", "tests", "data"):
         shutil.copytree(
@@ -37,11 +41,11 @@ def main(digits: str, *modules: str) -> int:
         )
     shutil.copy(ROOT / "pyproject.toml", WORK)
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", "2"]
-    command += [f"cam_utils.{module}.*__mutmut_*[{digits}]" for module in modules]
+    command += [f"cam_utils.{module}.*__mutmut_{numbers}" for module in modules]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}  # the mutated copy, not the sources
     with open(WORK / "log", "w") as log:
         code = subprocess.run(command, cwd=WORK, env=environment, stdout=log, stderr=log, check=False).returncode
-    results = [list(_results(module, digits)) for module in modules]
+    results = [list(_results(module, numbers)) for module in modules]
     tried = sum(results, [])
     if code or not all(results) or any(state == UNTRIED for _, state in tried):
         print(f"mutmut did not come to its end, see {WORK / 'log'}")
@@ -59,11 +63,11 @@ def main(digits: str, *modules: str) -> int:
     return int(score < NOTICED)
 
 
-def _results(module: str, digits: str):
+def _results(module: str, numbers: str):
     """(name, why it was not noticed or None) of each mutant tried."""
     for file in sorted((WORK / "mutants" / "cam_utils").glob(f"{module}.py.meta")):
         for name, code in json.loads(file.read_text())["exit_code_by_key"].items():
-            if name[-1] in digits:
+            if fnmatch(name.rpartition("_")[2], numbers):
                 yield name, STATES.get(code)
 
 
