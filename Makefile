@@ -73,7 +73,7 @@ clean: ## delete build/ and caches; .venv and figures/ stay
 	@echo "Making .venv with $(PYTHON)"
 	@"$(PYTHON)" -m venv .venv || { echo "No venv: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	@echo "Installing requirements.lock: minutes, and on Linux some 3 GB of downloads, the first time"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo "Installing cam_utils"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -1,5 +1,6 @@
 """The same photo gives the same bytes, wherever and in whatever surroundings; threads move the last digits alone."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -15,7 +16,8 @@ SURROUNDINGS = {
     "another locale, timezone and hash seed": {"LC_ALL": "C", "TZ": "Asia/Ho_Chi_Minh", "PYTHONHASHSEED": "7"},
 }
 SMALL = {"shap_cam": {"samples_per_position": 1}, "lime": {"n_samples": 50}}
-TOLERANCE = 1e-4  # of a map in float32, relative to its largest value: what one and two threads may differ by
+TOLERANCE = dict.fromkeys(METHODS, 1e-4)  # in float32, of a map's largest value: what one and two threads may differ by
+TOLERANCE |= dict.fromkeys(("grad_cam_pp", "xgrad_cam"), 1e-2)  # they divide by sums that nearly cancel
 
 
 def test_explain_writes_the_same_bytes_in_other_surroundings(tmp_path):
@@ -35,11 +37,14 @@ def test_explain_writes_the_same_bytes_in_other_surroundings(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_one_and_two_threads_agree_up_to_the_stated_tolerance(lite0, method):
     layer = "conv_head" if method == "cam" else "blocks.5"
-    x, before, maps = preprocess(load_photo("dog").image, lite0)[..., 48:176, 48:176], torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            maps.append(METHODS[method](lite0, layer, x, lite0(x).argmax(1), **SMALL.get(method, {})))
-    finally:
-        torch.set_num_threads(before)
-    assert (maps[0] - maps[1]).abs().max() <= TOLERANCE * maps[0].abs().max()
+    x, before = preprocess(load_photo("dog").image, lite0)[..., 48:176, 48:176], torch.get_num_threads()
+    exact = copy.deepcopy(lite0).double()
+    for model, image, tolerance in ((lite0, x, TOLERANCE[method]), (exact, x[..., :64, :64].double(), 1e-9)):
+        maps = []
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                maps.append(METHODS[method](model, layer, image, model(image).argmax(1), **SMALL.get(method, {})))
+        finally:
+            torch.set_num_threads(before)
+        assert (maps[0] - maps[1]).abs().max() <= tolerance * maps[0].abs().max()

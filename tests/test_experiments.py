@@ -504,6 +504,7 @@ def test_what_fails_on_a_dask_worker_is_reported(cluster, tmp_path):
     assert failed == {"job 4": {"everything": "ValueError: four"}}
     failed = complete([deadly], work, tmp_path, ("n",), **options)
     assert set(failed) == {"job 3"} and "KilledWorker" in failed["job 3"]["everything"]
+    client.wait_for_workers(1, timeout=120)  # both may have just died, and nobody would refuse
     with pytest.raises(ExperimentError, match="cannot take part. RuntimeError: another torch"):
         complete(jobs, work, tmp_path, ("n",), prepare=refuse, **options)
 
