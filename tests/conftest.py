@@ -9,6 +9,12 @@ from cam_utils import load_model
 torch.set_num_threads(1)  # the toys are too small to share, and a busy machine stalls threads that wait for each other
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Again before every test: the command line, called by one, sets it for its process, and last digits depend on it."""
+    torch.set_num_threads(1)
+
+
 def toy_cnn(head: str = "gap", seed: int = 0, channels: int = 4, classes: int = 3) -> nn.Sequential:
     """features: (N,3,H,W) -> (N,channels,H/2,W/2); head "gap" for any size, "fc" for 12×12 images."""
     with torch.random.fork_rng(devices=[]):
