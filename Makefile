@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 NUMBERS := *7
+AT_ONCE := 1
 MODULES :=
 # the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones; two run at a time,
 # and their threads must not wait by spinning
@@ -16,7 +17,7 @@ export MALLOC_TRIM_THRESHOLD_ := 4294967296
 export MALLOC_TOP_PAD_ := 67108864
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures test site e2e determinism mutants supply notebooks clean
+.PHONY: help setup figures test site browser e2e determinism mutants supply notebooks clean
 
 help: ## show this
 	@echo "make TARGET, where TARGET is one of"
@@ -25,7 +26,7 @@ help: ## show this
 setup: .venv/installed ## make .venv from requirements.lock (the other targets do it when needed)
 
 figures: setup ## run every notebook and write figures/; the executed notebooks are in build/notebooks/
-	@$(PY) -m cam_utils figures
+	@$(PY) -m cam_utils figures --at-once $(AT_ONCE)
 
 test: setup ## lint, unit tests, and the committed outputs of the notebooks against fresh ones
 	@echo "-- ruff"
@@ -42,10 +43,13 @@ site: setup ## the notebooks as committed and the reference of cam_utils as web 
 	@$(PY) -m sphinx -W --keep-going -q -c docs/site -d build/doctrees build/pages build/site
 	@echo "build/site/index.html"
 
-e2e: site ## every notebook, the explorer and the site in a real browser, Chromium; screenshots in build/e2e/
+browser: ## Chromium, by apt-get where it is missing and may be installed
+	@CHROMIUM="$(CHROMIUM)" tests/e2e/chromium
+
+e2e: site browser ## every notebook, the explorer and the site in a real browser, Chromium; screenshots in build/e2e/
 	@rm -rf build/e2e
 	@browser=$$(CHROMIUM="$(CHROMIUM)" tests/e2e/chromium) && \
-		CHROMIUM="$$browser" $(PY) -m pytest -n 2 --dist loadgroup tests/e2e --durations=20
+		CHROMIUM="$$browser" $(PY) -m pytest -n 2 tests/e2e --durations=20
 
 determinism: setup ## after test, e2e and figures: their three runs of the notebooks drew the same figures, byte by byte
 	@for run in build/figures build/e2e/made; do $(PY) -m cam_utils compare $$run figures || exit 1; done

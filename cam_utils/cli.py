@@ -1,5 +1,6 @@
 """The command line: `python -m cam_utils --help`. What a command needs is imported when it runs, to start fast."""
 
+import ast
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -34,13 +35,18 @@ def figures(
     write_back: Annotated[
         bool, typer.Option("--write-back", help="Put the fresh outputs into notebooks/, to be committed.")
     ] = False,
+    at_once: Annotated[
+        int,
+        typer.Option(min=1, help="So many notebooks at the same time: faster, but the times they print are not true."),
+    ] = 1,
 ):
     """Run the notebooks and write their figures to figures/, all or nothing."""
     from . import notebooks, reproduce
 
     try:
-        parameters = notebooks.parse_parameters(parameter or ())
-        reproduce.reproduce(only=only or (), parameters=parameters, timeout=timeout, prune=prune, write_back=write_back)
+        parameters = parse_parameters(parameter or ())
+        options = {"timeout": timeout, "prune": prune, "write_back": write_back, "at_once": at_once}
+        reproduce.reproduce(only=only or (), parameters=parameters, **options)
     except notebooks.ReproductionError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -82,8 +88,9 @@ def explain(
     """
     from . import shell
 
+    options = parse_parameters(option or ())
     written, failed = shell.explain_files(
-        photos, method, model, weights, layer or (), target, option or (), signed, out, format, device, typer.echo
+        photos, method, model, weights, layer or (), target, options, signed, out, format, device, typer.echo
     )
     if failed:
         typer.echo(f"error: {len(failed)} of {len(failed) + written} photos could not be explained:", err=True)
@@ -249,6 +256,31 @@ def methods():
         ("method", ""),
         [(name, (method.__doc__ or "").strip().partition("\n")[0]) for name, method in METHODS.items()],
     )
+
+
+def parse_parameters(assignments) -> dict:
+    """`name=value` to values, read as Python literals or else YAML: 3, None, true, dog, [dog, cat] all work."""
+    values = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"a parameter is given as name=value, not {text!r}")
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            values[name] = _yaml(name, value)
+    return values
+
+
+def _yaml(name: str, value: str):
+    import yaml
+
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date such as 2026-13-01 is a ValueError
+        raise ValueError(
+            f"{name}={value[:80]} is neither a Python literal nor YAML: put a text into quotes, '{name}=\"...\"'"
+        ) from None
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

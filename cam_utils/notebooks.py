@@ -13,7 +13,6 @@ from unittest import mock
 import nbformat
 import papermill
 import tqdm.auto  # noqa: F401  papermill's progress bar, imported before the kernels' TQDM_DISABLE is set
-import yaml
 from nbclient.exceptions import CellTimeoutError
 
 from . import paths
@@ -98,29 +97,6 @@ def _defaults(path: Path) -> dict:
     return values
 
 
-def parse_parameters(assignments) -> dict:
-    """`name=value` to values, read as Python literals or else YAML: 3, None, true, dog, [dog, cat] all work."""
-    values = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"a parameter is given as name=value, not {text!r}")
-        try:
-            values[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            values[name] = _yaml(name, value)
-    return values
-
-
-def _yaml(name: str, value: str):
-    try:
-        return yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):  # a date such as 2026-13-01 is a ValueError
-        raise ValueError(
-            f"{name}={value[:80]} is neither a Python literal nor YAML: put a text into quotes, '{name}=\"...\"'"
-        ) from None
-
-
 def check_parameters(notebook: Notebook, given: dict) -> None:
     """ValueError if the notebook lacks a given parameter or its own value is of another kind."""
     for name, value in given.items():
@@ -134,11 +110,14 @@ def check_parameters(notebook: Notebook, given: dict) -> None:
             raise ValueError(f"{notebook.name}: {name} is {kinds}")
 
 
-def run(notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeout: float, label: str) -> None:
+def run(
+    notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeout: float, label: str, at_once: int = 1
+) -> None:
     """Execute into `target`, saving figures into `figures`; ReproductionError says which cell failed and why.
 
     Tables that it writes go into a folder named like `figures`, with the suffix .tables. changed: parameters that differ
-    from the notebook's own. timeout: seconds for a cell. label: of the progress bar, which a terminal shows.
+    from the notebook's own. timeout: seconds for a cell. label: of the progress bar, which a terminal shows. at_once: how many
+    notebooks run at the same time; beside others there is no bar, and threads wait without spinning.
     """
     figures.mkdir(parents=True)
     search = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
@@ -147,7 +126,8 @@ def run(notebook: Notebook, target: Path, *, figures: Path, changed: dict, timeo
         "CAM_UTILS_TABLES": f"{figures}.tables",
         "PYTHONPATH": search,
     }
-    bar = {"desc": label, "leave": False} if sys.stderr.isatty() else False
+    environment |= {"GOMP_SPINCOUNT": "0"} if at_once > 1 else {}
+    bar = {"desc": label, "leave": False} if at_once == 1 and sys.stderr.isatty() else False
     options = {"cwd": notebook.path.parent, "execution_timeout": timeout, "progress_bar": bar}
     options |= {"kernel_name": "python3", "language": "python", "extra_arguments": ["--log-level=CRITICAL"]}
     options |= {"coalesce_streams": True}  # text is one output however many pieces it came in

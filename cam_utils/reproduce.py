@@ -6,13 +6,20 @@ do they move to figures/, the manifest last, and tables to data/results/.
 
 import hashlib
 import json
+import multiprocessing
+import os
 import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 from . import paths
@@ -32,14 +39,15 @@ _say = partial(print, flush=True)
 
 
 def reproduce(
-    root=paths.ROOT, *, only=(), parameters=None, timeout=600, prune=False, write_back=False, say=_say
+    root=paths.ROOT, *, only=(), parameters=None, timeout=600, prune=False, write_back=False, at_once=1, say=_say
 ) -> Path:
     """Run the notebooks of root/notebooks and publish their figures; returns the folder that has them.
 
     only: some notebooks; the figures of the others stay. parameters: {name: value} for every notebook that
     runs; values other than a notebook's own make a variant in build/variants/ and leave figures/ alone. timeout:
     seconds for a cell. prune: delete figures that no notebook makes any more instead of failing. write_back: put
-    the fresh outputs into notebooks/. say: takes the lines of the report.
+    the fresh outputs into notebooks/. at_once: how many notebooks run at the same time, more than one without progress
+    bars. say: takes the lines of the report.
     Raises ValueError before anything runs, ReproductionError for what goes wrong later.
     """
     root, parameters = Path(root).resolve(), parameters or {}
@@ -69,19 +77,20 @@ def reproduce(
         differ = [name for name in versions if kept and versions[name] != old["versions"].get(name)]
         if differ:
             raise ReproductionError(f"figures/ was made with another {', '.join(differ)}: run all notebooks")
-        made, staged = {}, {}
+        made, staged, jobs = {}, {}, {}
         for position, notebook in enumerate(notebooks, 1):
-            target, staging = executed / notebook.path.name, staged_in / notebook.name
-            label, start = f"[{position}/{len(notebooks)}] {notebook.name}", time.monotonic()
-            say(f"{label} ...")
-            run(notebook, target, figures=staging, changed=changed, timeout=timeout, label=label)
+            places = {"target": executed / notebook.path.name, "figures": staged_in / notebook.name}
+            label = f"[{position}/{len(notebooks)}] {notebook.name}"
+            options = {"changed": changed, "timeout": timeout, "label": label, "at_once": at_once}
+            jobs[label] = partial(_timed, notebook, **places, **options)
+        for label, (notebook, seconds) in _run_all(jobs, at_once, say):
             values = notebook.defaults | changed
             entry = {"notebook": notebook.path.name, "parameters": values, "seed": values.get("seed")}
-            files = _staged(notebook, staging)
+            files = _staged(notebook, staged_in / notebook.name)
             for slug, pair in files.items():
                 made[slug] = entry | {"files": {file.name: _sha256(file) for file in pair}}
                 staged |= {file.name: file for file in pair}
-            say(f"{label}: {time.monotonic() - start:.1f} s, figures: {len(files)}")
+            say(f"{label}: {seconds:.1f} s, figures: {len(files)}")
         stale = _stale(figures, old["figures"], made, kept, prune)
         tables = {file.name: file for notebook in notebooks for file in _tables(notebook, staged_in)}
         manifest = {"versions": versions, "figures": dict(sorted((kept | made).items()))}
@@ -94,6 +103,47 @@ def reproduce(
             write_outputs(executed / notebook.path.name, notebook.path)
     _report(figures.relative_to(root), old["figures"], made, stale, say)
     return figures
+
+
+def _run_all(jobs: dict[str, Callable], at_once: int, say) -> Iterator[tuple[str, tuple[Notebook, float]]]:
+    """Call the jobs {label: job}, `at_once` at the same time, and yield (label, what it returned) as they end."""
+    if at_once == 1:
+        for label, job in jobs.items():
+            say(f"{label} ...")
+            yield label, job()
+        return
+    waiting, running = iter(jobs.items()), {}
+    processes = ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _end_with, (os.getpid(),))
+    try:
+        while True:
+            for label, job in islice(waiting, at_once - len(running)):
+                say(f"{label} ...")
+                running[processes.submit(job)] = label
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool:
+        raise ReproductionError("a process that ran a notebook was killed. figures/ is unchanged.") from None
+    finally:
+        processes.shutdown()  # what runs beside one that failed comes to its end first
+
+
+def _end_with(parent: int) -> None:
+    """In a process that runs notebooks: end when the one that started it has ended, and the kernels with it."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _timed(notebook: Notebook, **options) -> tuple[Notebook, float]:
+    start = time.monotonic()
+    run(notebook, **options)
+    return notebook, time.monotonic() - start
 
 
 def _variant(notebooks, changed: dict) -> str:

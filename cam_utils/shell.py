@@ -15,7 +15,6 @@ from .files import make_ready, write_file
 from .layers import candidate_layers
 from .models import spec_of
 from .networks import open_model
-from .notebooks import parse_parameters
 from .plotting import plot_contact_sheet, plot_explanations, use_style, write_figure
 
 FORMATS = ("png", "pdf", "npy")
@@ -29,7 +28,7 @@ def explain_files(
     weights: str,
     layers: Sequence[str],
     target: str | None,
-    options: Sequence[str],
+    options: dict,
     signed: bool,
     out: Path | None,
     format: str | None,
@@ -37,9 +36,8 @@ def explain_files(
     say: Callable[[str], None],
 ) -> tuple[int, dict[Path, str]]:
     """(number of photos explained, {photo: why it could not be}). ValueError for what would be wrong for every photo."""
-    values = parse_parameters(options)
     known = {method: check_options(method) for method in methods}
-    for name in values:  # an option goes to the methods that have it
+    for name in options:  # an option goes to the methods that have it
         if not any(name in names for names in known.values()):
             check_options(methods[0], [name])
     files = [file for photo in photos for file in (image_files(photo) if photo.is_dir() else [photo])]
@@ -55,7 +53,7 @@ def explain_files(
         try:
             image = load_image(file)  # once, whatever the number of methods
             found = [
-                _explain(network, image, target, m, layer, {k: v for k, v in values.items() if k in names})
+                _explain(network, image, target, m, layer, {k: v for k, v in options.items() if k in names})
                 for layer in layers
                 for m, names in known.items()
             ]

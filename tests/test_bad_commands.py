@@ -23,11 +23,12 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from cam_utils import benchmark, language, paths, reproduce, subjects
+from cam_utils.cli import parse_parameters
 from cam_utils.data import load_photos
 from cam_utils.engine import Job, complete, read_shard
 from cam_utils.experiments import read_table
 from cam_utils.models import ModelSpec, load_model
-from cam_utils.notebooks import find_notebooks, parse_parameters
+from cam_utils.notebooks import find_notebooks
 from cam_utils.plotting import new_figure, save_figure
 from cam_utils.shapes import CLASS_NAMES
 from cam_utils.shapley import Estimate

@@ -15,6 +15,7 @@ SURROUNDINGS = {
     "plain": {},
     "another locale, timezone and hash seed": {"LC_ALL": "C", "TZ": "Asia/Ho_Chi_Minh", "PYTHONHASHSEED": "7"},
 }
+LAYER = {"cam": "conv_head", "score_cam": "blocks.2"}  # the others at blocks.5; Score-CAM: where channels are few
 SMALL = {"shap_cam": {"samples_per_position": 1}, "lime": {"n_samples": 50}}
 TOLERANCE = dict.fromkeys(METHODS, 1e-4)  # in float32, of a map's largest value: what one and two threads may differ by
 TOLERANCE |= dict.fromkeys(("grad_cam_pp", "xgrad_cam"), 1e-2)  # they divide by sums that nearly cancel
@@ -36,7 +37,7 @@ def test_explain_writes_the_same_bytes_in_other_surroundings(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_and_two_threads_agree_up_to_the_stated_tolerance(lite0, method):
-    layer = "conv_head" if method == "cam" else "blocks.5"
+    layer = LAYER.get(method, "blocks.5")
     x = preprocess(load_photo("dog").image, lite0)[..., 48:176, 48:176]
     exact = copy.deepcopy(lite0).double()
     for model, image, tolerance in ((lite0, x, TOLERANCE[method]), (exact, x[..., :64, :64].double(), 1e-9)):

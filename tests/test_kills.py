@@ -41,14 +41,14 @@ def until(condition, seconds=60):
     return bool(found)
 
 
-def figures_command(root, log):
+def figures_command(root, log, at_once=1):
     """In a process of its own and as the leader of a group: `python -m cam_utils figures --prune` for another root."""
     os.setsid()
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     reproduce.reproduce = functools.partial(reproduce.reproduce, root)
-    sys.argv = ["cam_utils", "figures", "--prune"]
+    sys.argv = ["cam_utils", "figures", "--prune", "--at-once", str(at_once)]
     main()
 
 
@@ -65,22 +65,25 @@ def half_way(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_figures_killed_at_random_times_are_old_or_new_and_no_kernel_stays(half_way, tmp_path):
+@pytest.mark.parametrize("at_once, victims", [(1, ("run", "child", "group", "run")), (2, ("run", "child"))])
+def test_figures_killed_at_random_times_are_old_or_new_and_no_kernel_stays(half_way, tmp_path, at_once, victims):
     root, old, new = half_way
     draws, log = random.Random(0), tmp_path / "log"
-    for victim in ("run", "kernel", "group", "run"):
-        process = started(figures_command, root, log)
+    for victim in victims:
+        process = started(figures_command, root, log, at_once)
         assert until(lambda: log.exists() and "[1/2]" in log.read_text())
-        time.sleep(draws.uniform(0.3, 3))
-        kernels = psutil.Process(process.pid).children() if process.is_alive() else []
-        if victim == "kernel":
-            for kernel in kernels:
-                kernel.kill()
+        time.sleep(draws.uniform(0.3, 3) + 8 * (at_once - 1))  # the processes of several import first
+        children = psutil.Process(process.pid).children() if process.is_alive() else []
+        kernels = psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []
+        if victim == "child":  # a kernel, or a process that runs notebooks
+            for child in children:
+                child.kill()
         elif process.is_alive():
             os.killpg(process.pid, signal.SIGKILL) if victim == "group" else process.kill()
         process.join(60)
-        if process.exitcode == 1:  # the run outlived its kernel
-            assert re.search(r"error: 0\d_\w+.ipynb failed .*\n(.*\n)*.*figures/ is unchanged", log.read_text())
+        if process.exitcode == 1:  # the run outlived its child
+            killed = r"error: (0\d_\w+.ipynb failed .*\n|a process that ran a notebook was killed).*"
+            assert re.search(killed + "figures/ is unchanged", log.read_text(), re.DOTALL)
             assert "Traceback" not in log.read_text()
         else:
             assert process.exitcode in (0, -signal.SIGKILL)

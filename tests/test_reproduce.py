@@ -10,8 +10,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from cam_utils.cli import main
-from cam_utils.notebooks import ReproductionError, find_notebooks, parse_parameters, write_outputs
+from cam_utils.cli import main, parse_parameters
+from cam_utils.notebooks import ReproductionError, find_notebooks, write_outputs
 from cam_utils.reproduce import reproduce
 
 SAVE = """
@@ -86,6 +86,32 @@ def test_two_runs_are_byte_identical_and_say_so(two):
     reproduce(two, say=lines.append)
     assert contents(two / "figures") == before
     assert lines[-1] == "figures/: figures identical to the manifest: 3, changed: 0, new: 0"
+
+
+def test_two_at_once_give_the_figures_of_one_after_the_other(two):
+    meet = """
+import time
+open(f"../{os.getpid()}.here", "w").close()
+while len(list(pathlib.Path("..").glob("*.here"))) < 2:  # the other notebook runs, too
+    time.sleep(0.05)
+"""
+    before, lines = contents(two / "figures"), []
+    write(two, "01_first", meet, 'save("01_a", photo); save("01_b")')
+    write(two, "02_second", meet, 'save("02_c", str(seed)); print(os.environ["GOMP_SPINCOUNT"])')
+    reproduce(two, at_once=2, timeout=60, say=lines.append)
+    assert contents(two / "figures") == before
+    assert lines[:2] == ["[1/2] 01_first ...", "[2/2] 02_second ..."] and len(lines) == 5
+    executed = nbformat.read(two / "build" / "notebooks" / "02_second.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text == "0\n"  # beside another, threads do not spin
+
+
+def test_of_two_at_once_one_that_fails_is_named_and_figures_stay(two):
+    before = contents(two / "figures")
+    write(two, "02_second", "1 / 0")
+    write(two, "03_third", "pass")
+    with pytest.raises(ReproductionError, match="02_second.ipynb failed in cell 4 of 4:\n    1 / 0\nZeroDivisionError"):
+        reproduce(two, at_once=2, say=lambda line: None)
+    assert contents(two / "figures") == before
 
 
 def test_a_changed_figure_is_reported_by_name(two):
@@ -252,10 +278,10 @@ def command(monkeypatch, capsys, *arguments):
 def test_command_line_passes_the_options_on(monkeypatch, capsys):
     given = {}
     monkeypatch.setattr("cam_utils.reproduce.reproduce", lambda **options: given.update(options))
-    arguments = "figures --only 04 --only 01 -p photo=dog -p seed=3 --timeout 9 --prune --write-back".split()
-    assert command(monkeypatch, capsys, *arguments)[0] == 0
+    arguments = "figures --only 04 --only 01 -p photo=dog -p seed=3 --timeout 9 --prune --write-back --at-once 2"
+    assert command(monkeypatch, capsys, *arguments.split())[0] == 0
     assert given.pop("only") == ["04", "01"] and given.pop("parameters") == {"photo": "dog", "seed": 3}
-    assert given == {"timeout": 9, "prune": True, "write_back": True}
+    assert given == {"timeout": 9, "prune": True, "write_back": True, "at_once": 2}
 
 
 @pytest.mark.parametrize(("error", "code"), [(ReproductionError("cell 3 failed"), 1), (ValueError("cell 3 failed"), 2)])

@@ -12,12 +12,23 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
+from xdist.scheduler import LoadScopeScheduling
 
 from cam_utils import paths
 from cam_utils.notebooks import KERNEL_ENVIRONMENT
 from lab_page import HERE, close
 
 NO_NEWS = '{"fetchNews": "false", "checkForUpdates": false}'
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests in one process, since they share an application, but of the notebooks each where there is room."""
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "notebooks_in_browser" in nodeid else nodeid.split("::")[0]
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

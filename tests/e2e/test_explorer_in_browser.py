@@ -10,7 +10,6 @@ from playwright.sync_api import Locator, Page, expect
 from cam_utils import paths
 from lab_page import HERE, MINUTES, check_as_committed, close, run_all
 
-pytestmark = pytest.mark.xdist_group("explorer")  # one application for all tests
 MAPS, ERROR, FADE = (
     "Map of",
     "Owen-CAM at budget",

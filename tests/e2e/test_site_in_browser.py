@@ -13,7 +13,6 @@ from cam_utils import METHODS, paths
 SITE = paths.ROOT / "build/site"
 PAGES = sorted(str(page.relative_to(SITE)) for page in SITE.rglob("*.html"))
 WIDTHS = {"phone": (390, 844), "desk": (1280, 900)}
-pytestmark = pytest.mark.xdist_group("site")  # one server for all tests
 
 
 @pytest.fixture(scope="module")
