@@ -197,13 +197,18 @@ def overlay(image: Image.Image, heat: Tensor, *, alpha: float = 0.5, signed: boo
 
 
 def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, side: str = "right") -> None:
-    """A small label beside each point {name: (x, y)}, moved up where it would cover another; limits and scales must be set."""
-    taken, sign = [], 1 if side == "right" else -1
-    for name, place in sorted(points.items(), key=lambda item: tuple(item[1][::-1])):
-        x, y = ax.transData.transform(place)  # pixels
-        while any(abs(x - a) < 75 and abs(y - b) < 10 for a, b in taken):
-            y += 1
-        taken.append((x, y))
+    """A small label beside each point {name: (x, y)}; those that would cover each other part. Limits and scales must be set."""
+    sign, ordered = 1 if side == "right" else -1, sorted(points.items(), key=lambda item: tuple(item[1][::-1]))
+    pixels = np.array([ax.transData.transform(place) for _, place in ordered])
+    close = [(i, j) for j in range(len(pixels)) for i in range(j) if abs(pixels[i, 0] - pixels[j, 0]) < 75]
+    for _ in range(1000):
+        before = pixels.copy()
+        for i, j in close:
+            move = max(0, 10 - (pixels[j, 1] - pixels[i, 1])) / 2
+            pixels[i, 1], pixels[j, 1] = pixels[i, 1] - move, pixels[j, 1] + move
+        if np.abs(pixels - before).max(initial=0) < 1e-3:
+            break
+    for (name, place), (x, y) in zip(ordered, pixels, strict=True):
         at = ax.transData.inverted().transform((x + 6 * sign, y))
         style = {"fontsize": 6, "va": "center", "ha": "left" if sign > 0 else "right"}
         style["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 2}

@@ -22,11 +22,13 @@ NO_NEWS = '{"fetchNews": "false", "checkForUpdates": false}'
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests in one process, since they share an application, but of the notebooks each where there is room."""
+    """A file's tests in one process, since they share an application, but the odd notebooks apart from the even ones."""
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if "notebooks_in_browser" in nodeid else nodeid.split("::")[0]
+            file, _, test = nodeid.partition("::")
+            odd = "notebooks_in_browser" in file and int(test.partition("[")[2][:2]) % 2
+            return f"{file} odd" if odd else file
 
     return Scheduling(config, log)
 
