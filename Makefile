@@ -44,9 +44,9 @@ site: setup ## the notebooks as committed and the reference of cam_utils as web 
 	@echo "build/site/index.html"
 
 browser: ## Chromium, by apt-get where it is missing and may be installed
-	@CHROMIUM="$(CHROMIUM)" tests/e2e/chromium
+	@CHROMIUM="$(CHROMIUM)" tests/e2e/chromium >/dev/null
 
-e2e: site browser ## every notebook, the explorer and the site in a real browser, Chromium; screenshots in build/e2e/
+e2e: browser site ## every notebook, the explorer and the site in a real browser, Chromium; screenshots in build/e2e/
 	@rm -rf build/e2e
 	@browser=$$(CHROMIUM="$(CHROMIUM)" tests/e2e/chromium) && \
 		CHROMIUM="$$browser" $(PY) -m pytest -n 2 tests/e2e --durations=20

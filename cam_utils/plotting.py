@@ -198,17 +198,20 @@ def overlay(image: Image.Image, heat: Tensor, *, alpha: float = 0.5, signed: boo
 
 def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, side: str = "right") -> None:
     """A small label beside each point {name: (x, y)}; those that would cover each other part. Limits and scales must be set."""
-    sign, ordered = 1 if side == "right" else -1, sorted(points.items(), key=lambda item: tuple(item[1][::-1]))
-    pixels = np.array([ax.transData.transform(place) for _, place in ordered])
-    close = [(i, j) for j in range(len(pixels)) for i in range(j) if abs(pixels[i, 0] - pixels[j, 0]) < 75]
-    for _ in range(1000):
-        before = pixels.copy()
-        for i, j in close:
-            move = max(0, 10 - (pixels[j, 1] - pixels[i, 1])) / 2
-            pixels[i, 1], pixels[j, 1] = pixels[i, 1] - move, pixels[j, 1] + move
-        if np.abs(pixels - before).max(initial=0) < 1e-3:
+    sign, pixels = 1 if side == "right" else -1, {name: ax.transData.transform(place) for name, place in points.items()}
+    names = sorted(points, key=lambda name: tuple(pixels[name][::-1]))
+    close = [(a, b) for j, b in enumerate(names) for a in names[:j] if abs(pixels[a][0] - pixels[b][0]) < 75]
+    for _ in range(1000):  # each pair that overlaps parts by half, which ends where no other is in the way
+        overlaps = 0
+        for a, b in close:
+            overlap = max(0, 10 - (pixels[b][1] - pixels[a][1]))
+            pixels[a][1] = max(pixels[a][1] - overlap / 2, ax.bbox.y0)
+            pixels[b][1] = min(pixels[b][1] + overlap / 2, ax.bbox.y1)
+            overlaps = max(overlaps, overlap)
+        if overlaps < 1e-3:
             break
-    for (name, place), (x, y) in zip(ordered, pixels, strict=True):
+    for name in names:
+        place, (x, y) = points[name], pixels[name]
         at = ax.transData.inverted().transform((x + 6 * sign, y))
         style = {"fontsize": 6, "va": "center", "ha": "left" if sign > 0 else "right"}
         style["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 2}

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -55,6 +56,9 @@ def reproduce(
     for notebook in notebooks:
         check_parameters(notebook, parameters)
     changed = {k: v for k, v in parameters.items() if any(v != notebook.defaults[k] for notebook in notebooks)}
+    at_once = min(at_once, len(notebooks))
+    if write_back and at_once > 1:
+        raise ValueError("outputs are written back of one notebook at a time, so that the times in them are true")
     if changed and write_back:
         raise ValueError("outputs are written back with the notebooks' own parameters only")
     build, figures, results = root / "build", root / "figures", root / "data" / "results"
@@ -106,14 +110,17 @@ def reproduce(
 
 
 def _run_all(jobs: dict[str, Callable], at_once: int, say) -> Iterator[tuple[str, tuple[Notebook, float]]]:
-    """Call the jobs {label: job}, `at_once` at the same time, and yield (label, what it returned) as they end."""
+    """Call the jobs {label: job}, `at_once` at the same time, and yield (label, what it returned) as they end.
+
+    At the first that fails, and at an interrupt, those that run beside it are ended.
+    """
     if at_once == 1:
         for label, job in jobs.items():
             say(f"{label} ...")
             yield label, job()
         return
     waiting, running = iter(jobs.items()), {}
-    processes = ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _end_with, (os.getpid(),))
+    processes = ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _depend_on, (os.getpid(),))
     try:
         while True:
             for label, job in islice(waiting, at_once - len(running)):
@@ -122,15 +129,20 @@ def _run_all(jobs: dict[str, Callable], at_once: int, say) -> Iterator[tuple[str
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+                yield running[future], future.result()
+                del running[future]
     except BrokenProcessPool:
-        raise ReproductionError("a process that ran a notebook was killed. figures/ is unchanged.") from None
+        names = " or ".join(running.values())
+        raise ReproductionError(f"the process of {names} ended unexpectedly. figures/ is unchanged.") from None
     finally:
-        processes.shutdown()  # what runs beside one that failed comes to its end first
+        for process in multiprocessing.active_children() if running else ():
+            process.terminate()  # its kernel ends with it
+        processes.shutdown()
 
 
-def _end_with(parent: int) -> None:
-    """In a process that runs notebooks: end when the one that started it has ended, and the kernels with it."""
+def _depend_on(parent: int) -> None:
+    """In a process that runs notebooks: leave Ctrl-C to the one that started it, and end with that one, kernels too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch():
         while os.getppid() == parent:
@@ -239,8 +251,8 @@ def _report(folder: Path, old: dict, made: dict, stale: list[str], say) -> None:
     def files(entries, slug):
         return entries.get(slug, {}).get("files")
 
-    new = [slug for slug in made if slug not in old]
-    changed = [slug for slug in made if slug in old and files(old, slug) != files(made, slug)]
+    new = [slug for slug in sorted(made) if slug not in old]
+    changed = [slug for slug in sorted(made) if slug in old and files(old, slug) != files(made, slug)]
     same = len(made) - len(new) - len(changed)
     say(f"{folder}/: figures identical to the manifest: {same}, changed: {len(changed)}, new: {len(new)}")
     for word, names in {"changed": changed, "new": new if old else (), "deleted": stale}.items():

@@ -95,6 +95,17 @@ def test_labels_of_points_do_not_cover_each_other(side):
     assert all((text.xyann[0] > 0.5) == (side == "right") for text in ax.texts)
 
 
+@pytest.mark.parametrize("ylim", [(0, 1), (1, 0)])
+def test_labels_stay_in_the_axes_and_beside_their_points_where_there_is_room(ylim):
+    (ax,) = new_figure(1, 1, height=3).axes
+    ax.set(xlim=(0, 1), ylim=ylim)
+    label_points(ax, {name: (0.2, 0.01 * k) for k, name in enumerate("abcdef")} | {"alone": (0.2, 0.6)})
+    heights = {text.get_text(): ax.transData.transform(text.xyann)[1] for text in ax.texts}
+    assert heights["alone"] == pytest.approx(ax.transData.transform((0.2, 0.6))[1])
+    assert min(np.diff(sorted(heights.values()))) >= 9.9
+    assert ax.bbox.y0 - 0.1 <= min(heights.values()) and max(heights.values()) <= ax.bbox.y1 + 0.1
+
+
 # Machado, Oliveira & Fernandes 2009, severity 1: what of linear RGB reaches an eye without one kind of cones
 EYES = {
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],

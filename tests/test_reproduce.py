@@ -7,6 +7,7 @@ import shutil
 import sys
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -105,13 +106,21 @@ while len(list(pathlib.Path("..").glob("*.here"))) < 2:  # the other notebook ru
     assert executed.cells[-1].outputs[0].text == "0\n"  # beside another, threads do not spin
 
 
-def test_of_two_at_once_one_that_fails_is_named_and_figures_stay(two):
-    before = contents(two / "figures")
-    write(two, "02_second", "1 / 0")
+def test_of_two_at_once_one_that_fails_is_named_the_other_ended_and_figures_stay(two):
+    before, lines = contents(two / "figures"), []
+    write(two, "01_first", 'import time\nopen("../pid", "w").write(str(os.getpid()))\ntime.sleep(600)')
+    write(two, "02_second", 'import time\nwhile not os.path.exists("../pid"):\n    time.sleep(0.05)', "1 / 0")
     write(two, "03_third", "pass")
-    with pytest.raises(ReproductionError, match="02_second.ipynb failed in cell 4 of 4:\n    1 / 0\nZeroDivisionError"):
-        reproduce(two, at_once=2, say=lambda line: None)
-    assert contents(two / "figures") == before
+    with pytest.raises(ReproductionError, match="02_second.ipynb failed in cell 5 of 5:\n    1 / 0\nZeroDivisionError"):
+        reproduce(two, at_once=2, say=lines.append)
+    assert lines == ["[1/3] 01_first ...", "[2/3] 02_second ..."] and contents(two / "figures") == before
+    kernel = int((two / "pid").read_text())
+    assert not psutil.pid_exists(kernel) or not psutil.wait_procs([psutil.Process(kernel)], 20)[1]
+
+
+def test_outputs_are_written_back_of_one_at_a_time_only(two):
+    with pytest.raises(ValueError, match="one notebook at a time"):
+        reproduce(two, at_once=2, write_back=True)
 
 
 def test_a_changed_figure_is_reported_by_name(two):
@@ -278,10 +287,11 @@ def command(monkeypatch, capsys, *arguments):
 def test_command_line_passes_the_options_on(monkeypatch, capsys):
     given = {}
     monkeypatch.setattr("cam_utils.reproduce.reproduce", lambda **options: given.update(options))
-    arguments = "figures --only 04 --only 01 -p photo=dog -p seed=3 --timeout 9 --prune --write-back --at-once 2"
+    arguments = "figures --only 04 --only 01 -p photo=dog -p seed=3 --timeout 9 --prune --write-back"
     assert command(monkeypatch, capsys, *arguments.split())[0] == 0
     assert given.pop("only") == ["04", "01"] and given.pop("parameters") == {"photo": "dog", "seed": 3}
-    assert given == {"timeout": 9, "prune": True, "write_back": True, "at_once": 2}
+    assert given == {"timeout": 9, "prune": True, "write_back": True, "at_once": 1}
+    assert command(monkeypatch, capsys, "figures", "--at-once", "2")[0] == 0 and given["at_once"] == 2
 
 
 @pytest.mark.parametrize(("error", "code"), [(ReproductionError("cell 3 failed"), 1), (ValueError("cell 3 failed"), 2)])
