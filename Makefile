@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 NUMBERS := *7
 AT_ONCE := 1
+ONLY :=
 MODULES :=
 # the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones; two run at a time,
 # and their threads must not wait by spinning
@@ -25,8 +26,8 @@ help: ## show this
 
 setup: .venv/installed ## make .venv from requirements.lock (the other targets do it when needed)
 
-figures: setup ## run every notebook and write figures/; the executed notebooks are in build/notebooks/
-	@$(PY) -m cam_utils figures --at-once $(AT_ONCE)
+figures: setup ## run every notebook, or ONLY="01 04", and write figures/; the executed notebooks are in build/notebooks/
+	@$(PY) -m cam_utils figures --at-once $(AT_ONCE) $(ONLY:%=--only %)
 
 test: setup ## lint, unit tests, and the committed outputs of the notebooks against fresh ones
 	@echo "-- ruff"
@@ -52,7 +53,8 @@ e2e: browser site ## every notebook, the explorer and the site in a real browser
 		CHROMIUM="$$browser" $(PY) -m pytest -n 2 tests/e2e --durations=20
 
 determinism: setup ## after test, e2e and figures: their three runs of the notebooks drew the same figures, byte by byte
-	@for run in build/figures build/e2e/made; do $(PY) -m cam_utils compare $$run figures || exit 1; done
+	@$(PY) -m cam_utils compare build/figures build/e2e/made
+	@$(PY) -m cam_utils compare build/figures figures $(ONLY:%=--only %)
 
 mutants: setup ## change the methods one operation at a time: the tests must notice; a tenth of the changes, all by NUMBERS='*'
 	@$(PY) tests/mutation/check.py '$(NUMBERS)' $(MODULES)

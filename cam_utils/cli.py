@@ -219,12 +219,13 @@ def compare(
         float,
         typer.Option(min=0, help="Differences up to this are none: of pixels from 0 to 1, of numbers relatively."),
     ] = 0,
+    only: Annotated[list[str] | None, typer.Option(metavar="NN", help="Of just this notebook; repeatable.")] = None,
 ):
     """Name what differs between the figures and tables of two runs; exit code 1 if anything does."""
     from .compare import compare as compared
     from .compare import reasons
 
-    number, differences = compared(one, other)
+    number, differences = compared(one, other, only or ())
     differences = [d for d in differences if d.size > tolerance or not tolerance]
     for what, same in groupby(sorted(differences, key=lambda d: d.what), lambda d: d.what):
         typer.echo(f"{what}: {', '.join(difference.name for difference in same)}")

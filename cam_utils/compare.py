@@ -5,6 +5,7 @@ speaks for the PDF of the same figure, and the cells of a table.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +28,22 @@ class Difference:
     size: float
 
 
-def compare(one: Path, other: Path) -> tuple[int, list[Difference]]:
+def compare(one: Path, other: Path, only: Iterable[str] = ()) -> tuple[int, list[Difference]]:
     """(number of files in either folder, the differences by name). Hidden files and folders inside are left out.
 
-    Pixels are compared on the scale 0 to 1, numbers of a table relative to the greater of the two. Raises ValueError where
-    a folder does not exist or neither has a figure or table.
+    only: the numbers of some notebooks, such as "04", whose files are compared; those of all if empty. Pixels are compared
+    on the scale 0 to 1, numbers of a table relative to the greater of the two. Raises ValueError where a folder does not exist
+    or neither has a figure or table.
     """
     for folder in (one, other):
         if not folder.is_dir():
             raise ValueError(f"no such folder: {str(folder)!r}")
     names = sorted({file.name for folder in (one, other) for file in folder.glob("[!.]*") if file.suffix in KINDS})
-    if not names:
-        raise ValueError(f"neither {one} nor {other} holds a figure or table ({', '.join(KINDS)})")
+    for wanted in [f"{number}_" for number in only] or [""]:
+        if not any(name.startswith(wanted) for name in names):
+            what = f"a figure or table {wanted and wanted + '* '}({', '.join(KINDS)})"
+            raise ValueError(f"neither {one} nor {other} holds {what}")
+    names = [name for name in names if not only or name.partition("_")[0] in only]
     found = [_difference(one / name, other / name) for name in names]
     return len(names), [difference for difference in found if difference]
 

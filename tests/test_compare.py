@@ -115,6 +115,16 @@ def test_small_differences_can_be_tolerated(runs):
     assert CliRunner().invoke(app, ["compare", *map(str, runs), "--tolerance", "1e-5"]).exit_code == 1
 
 
+def test_the_files_of_some_notebooks_alone(runs):
+    (runs[1] / "07_ranks.tex").write_text("a\nc\n")
+    assert compare(*runs, ["01"]) == (2, [])
+    assert [difference.name for difference in compare(*runs, ["01", "07"])[1]] == ["07_ranks.tex"]
+    shown = CliRunner().invoke(app, ["compare", *map(str, runs), "--only", "01"])
+    assert (shown.exit_code, shown.stdout) == (0, "2 files, 0 differ\n")
+    with pytest.raises(ValueError, match=r"holds a figure or table 7_\* \(.png"):
+        compare(*runs, ["7"])
+
+
 def test_folders_that_are_not_there_or_hold_nothing(runs, tmp_path):
     with pytest.raises(ValueError, match="no such folder: .*nowhere"):
         compare(runs[0], tmp_path / "nowhere")
