@@ -10,9 +10,10 @@ torch.set_num_threads(1)  # the toys are too small to share, and a busy machine 
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Again before every test: the command line, called by one, sets it for its process, and last digits depend on it."""
+def same_start():
+    """Whatever ran before: the command line, called by a test, sets the threads of its process, and layers draw their weights."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 def toy_cnn(head: str = "gap", seed: int = 0, channels: int = 4, classes: int = 3) -> nn.Sequential:
