@@ -12,14 +12,14 @@ from .shapes import make_shapes
 def shapes_net(head: str = "gap", *, class_names: tuple[str, ...], seed: int = 0) -> nn.Sequential:
     """A small CNN for 64×64 images in [0,1], with a VGG-like fully connected head ("fc") or average pooling ("gap").
 
-    Modules: features (N,3,64,64) -> (N,128,8,8), then classifier -> (N,K). The last feature maps are "features".
+    Modules: features (N,3,64,64) -> (N,64,8,8), then classifier -> (N,K). The last feature maps are "features".
     """
     if head not in ("fc", "gap"):
         raise ValueError(f'head must be "fc" or "gap", not {head!r}')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers, channels = [], 3
-        for width in (32, 64, 128):
+        for width in (16, 32, 64):
             layers += [
                 nn.Conv2d(channels, width, 3, padding=1, bias=False),
                 nn.BatchNorm2d(width),

@@ -37,7 +37,7 @@ def test_training_learns_and_repeats_to_the_last_bit(head, shapes):
 def test_the_head_can_be_changed(shapes):
     data, images, _ = shapes
     model = shapes_net("fc", class_names=data.class_names)
-    model.classifier = classifier("gap", 128, len(data.class_names))
+    model.classifier = classifier("gap", 64, len(data.class_names))
     assert model(images[:2]).shape == (2, len(data.class_names))
     assert explain(model, (images[0].permute(1, 2, 0) * 255).byte().numpy(), method="cam").map.shape == (8, 8)
 
