@@ -85,3 +85,11 @@ def test_bad_grids():
     ]:
         with pytest.raises(ValueError, match=message):
             grid_pointing_game(*arguments)
+
+
+def test_rounding_does_not_choose_among_pixels_that_share_the_maximum():
+    heat = torch.zeros(1, 4, 4)
+    heat[0, 1:3, 1:3] = torch.tensor([[1.0, 1.0 - 1e-7], [1.0 - 2e-7, 1.0]])  # the middle of an upsampled cell
+    region = torch.zeros(1, 4, 4, dtype=torch.bool)
+    region[0, :, 1] = True
+    assert pointing_game(heat, region) == 0.5
