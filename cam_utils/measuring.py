@@ -9,7 +9,6 @@ import inspect
 import json
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -24,7 +23,7 @@ from .cams import grad_cam
 from .engine import Job, describe
 from .explanation import METHODS
 from .games import LayerGame
-from .layers import counting, evaluating
+from .layers import counting, evaluating, folded
 from .metrics import BASELINES, METRICS
 from .postprocess import heatmap, upsample
 from .shap_cam import owen_cam
@@ -33,6 +32,7 @@ from .subjects import Picture, cells_of, load, pretrained
 COLUMNS = tuple("set model layer image target label score method metric value seconds evaluations".split())
 EVERY_METHOD = METHODS | BASELINES
 SHAPLEY = ("shap_cam", "owen_cam")  # whose maps are Shapley values of the layer's positions
+CHANGING = ("cascading_randomisation",)  # the network's weights, and needs all of its modules for that
 _REST = frozenset(  # compute no value of the table
     "__init__ __main__ chosen cli compare engine experiments explorer files language networks notebooks packages paths "
     "plotting precision reproduce shell statistics tokens".split()
@@ -40,7 +40,7 @@ _REST = frozenset(  # compute no value of the table
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow")
 _ONE_AT_A_TIME = threading.Lock()  # the hooks of two explanations must not meet in one network
 _networks: dict[str, nn.Module] = {}  # of this process, by fingerprint
-_warm: set[tuple[str, str]] = set()
+_quick: dict[tuple[str, str], nn.Module] = {}  # the same by fingerprint and layer, `folded`, and run once
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +99,14 @@ def measure(task: Task) -> tuple[list[dict], dict[str, str]]:
     """
     with _ONE_AT_A_TIME:
         torch.set_num_threads(task.threads)
-        model, picture = _network(task.model, task.weights), task.picture
-        x = load(picture, model)
+        network, picture = _network(task.model, task.weights), task.picture
+        x = load(picture, network)
+        model = _quickened(network, task, x)
         with evaluating(model), torch.no_grad():
             probabilities = model(x).softmax(1)[0]
         target = torch.tensor(picture.labels) if len(picture.labels) > 1 else probabilities.argmax()[None]
         labels = picture.labels if len(picture.labels) > 1 else picture.labels or ("",)
         x = x.repeat(len(target), 1, 1, 1)
-        _warm_up(model, task, x, target)
         rows, failures, truth = [], {}, None
 
         def add(method: str, values: dict[str, Tensor], seconds: float, evaluations: float) -> None:
@@ -134,7 +134,7 @@ def measure(task: Task) -> tuple[list[dict], dict[str, str]]:
                 with counting() as counter:
                     maps = method(model, task.layer, x, target)
                 seconds = perf_counter() - start
-                values, failed = _values(task, name, method, model, x, target, maps, truth)
+                values, failed = _values(task, name, method, network, model, x, target, maps, truth)
             except Exception as error:
                 failures[name] = describe(error)
                 continue
@@ -147,16 +147,17 @@ def _values(
     task: Task,
     name: str,
     method: Callable,
+    network: nn.Module,
     model: nn.Module,
     x: Tensor,
     target: Tensor,
     maps: Tensor,
     truth: Tensor | None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """{metric: (N,)} of one method's maps, and {method, metric: why it failed}."""
+    """{metric: (N,)} of one method's maps, and {method, metric: why it failed}. model: the network, or `folded`."""
 
     def again(m: nn.Module, layer: str, inputs: Tensor, c: Tensor) -> Tensor:
-        return maps if m is model and inputs is x else method(m, layer, inputs, c)
+        return maps if (m is model or m is network) and inputs is x else method(m, layer, inputs, c)
 
     size, heat = tuple(x.shape[2:]), heatmap(maps, x.shape[2:])
     arguments = {
@@ -175,7 +176,8 @@ def _values(
         about = METRICS[metric]
         try:
             if about.needs in arguments and (name, metric) not in task.skip:
-                values[metric] = _call(about.function, task, metric, arguments[about.needs], options)
+                given = (network, *arguments["method"][1:]) if metric in CHANGING else arguments[about.needs]
+                values[metric] = _call(about.function, task, metric, given, options)
             elif about.needs == "metrics" and all(part in values for part in about.of):
                 values[metric] = about.function(**{part: values[part] for part in about.of})
         except Exception as error:
@@ -229,10 +231,15 @@ def _network(name: str, weights: str) -> nn.Module:
     return _networks[weights]
 
 
-def _warm_up(model: nn.Module, task: Task, x: Tensor, target: Tensor) -> None:
-    """Cut the network and run it both ways once in a process, so that no method pays for the first use."""
-    if (task.weights, task.layer) not in _warm:
-        with suppress(Exception):  # it will be met again, where it is reported
+def _quickened(network: nn.Module, task: Task, x: Tensor) -> nn.Module:
+    """`folded`, and once in a process cut and run both ways, so that no method pays for the first use."""
+    key = task.weights, task.layer
+    if key not in _quick:
+        try:
+            _quick[key] = model = folded(network, task.layer, x)
+            target = torch.zeros(1, dtype=torch.long, device=x.device)
             grad_cam(model, task.layer, x, target)
-            owen_cam(model, task.layer, x[:1], target[:1])
-        _warm.add((task.weights, task.layer))
+            owen_cam(model, task.layer, x, target)
+        except Exception:  # it will be met again, where it is reported
+            _quick.setdefault(key, network)
+    return _quick[key]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from cam_utils import experiments, measuring, subjects
@@ -108,6 +110,24 @@ def test_every_image_method_and_metric_has_one_row_with_the_value_of_a_direct_ca
                 assert rows.value[method, metric] == pytest.approx(float(value), abs=1e-9), (method, metric)
     assert set(table.evaluations[table.method == "grad_cam"]) == {2.5}
     assert (table.seconds > 0).all()
+
+
+def test_batch_norms_are_folded_but_where_weights_are_changed(uninterrupted, tmp_path, monkeypatch):
+    met = {}
+
+    def spy(metric, model, layer, x, target, method):
+        met[metric] = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        return METRICS["coherency"].function(model, layer, x, target, method)
+
+    spies = {
+        m: dataclasses.replace(METRICS[m], function=partial(spy, m))
+        for m in ("cascading_randomisation", "sensitivity_max")
+    }
+    with monkeypatch.context() as patch:
+        for metric, about in spies.items():
+            patch.setitem(METRICS, metric, about)
+        measured(tmp_path, uninterrupted[0], limit=1, choices={"metrics": tuple(spies), "metric_options": {}})
+    assert met == {"cascading_randomisation": 1, "sensitivity_max": 0}
 
 
 def test_values_depend_on_the_seed_and_not_on_the_other_images(uninterrupted, tmp_path):

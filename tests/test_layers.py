@@ -3,8 +3,9 @@ import torch
 from pytorch_grad_cam import GradCAM
 from torch import nn
 
-from cam_utils.layers import candidate_layers, capture, counting, evaluating, resolve_layer, split
+from cam_utils.layers import candidate_layers, capture, counting, evaluating, folded, resolve_layer, split
 from cam_utils.models import REGISTRY, load_model
+from cam_utils.shap_cam import owen_cam
 from conftest import same_state, state_of, toy_cnn
 
 BLOCKS = {  # every block boundary: children of the stages of each architecture
@@ -268,3 +269,37 @@ def test_a_module_that_is_used_twice_and_attention_weights_are_no_candidates():
     assert candidate_layers(Attention(), torch.rand(1, 3, 16, 16))[0] == {"conv": 4}
     with pytest.raises(ValueError, match="no layer with feature maps"):
         candidate_layers(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2))
+
+
+def test_folded_batch_norms_leave_the_function_the_names_and_the_network_as_they_were(lite0):
+    x, names, before = torch.randn(2, 3, 96, 96), set(dict(lite0.named_modules())), state_of(lite0)
+    twin = folded(lite0, "blocks.5", x[:1])
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
+    assert set(dict(twin.named_modules())) <= names and twin.spec == lite0.spec
+    assert same_state(before, state_of(lite0))
+    torch.testing.assert_close(twin(x), lite0(x), rtol=0, atol=1e-4)
+    maps = [owen_cam(network, "blocks.5", x, torch.tensor([1, 2])) for network in (lite0, twin)]
+    torch.testing.assert_close(*maps, rtol=0, atol=1e-4 * maps[0].abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "reason, layer, modules",
+    [
+        ("the batch norm comes first", "2", [nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)]),
+        ("something lies between", "3", [nn.Conv2d(4, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)]),
+        ("the layer is the convolution itself", "0", [nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()]),
+    ],
+)
+def test_what_cannot_be_folded_is_left_as_it_is(reason, layer, modules):
+    model = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    for norm in filter(lambda module: isinstance(module, nn.BatchNorm2d), model):
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(1, 4, 5, 5)
+    expected, twin = model(x), folded(model, layer, x)
+    with capture(twin.get_submodule(layer)) as captured:
+        torch.testing.assert_close(twin(x), expected)
+    with capture(model.get_submodule(layer)) as own:
+        model(x)
+    torch.testing.assert_close(captured.activation, own.activation, rtol=0, atol=1e-5)
+    if reason != "the batch norm comes first":
+        assert twin is model
