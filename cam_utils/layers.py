@@ -213,10 +213,11 @@ def folded(model: nn.Module, layer: nn.Module | str, x: Tensor) -> nn.Module:
             before.weight, before.bias = fuse_conv_bn_weights(before.weight, before.bias, *statistics)
             twin.set_submodule(name, getattr(module, "act", nn.Identity()))
             before = None
-    layer, outputs = next(n for n, m in model.named_modules() if m is resolve_layer(model, layer)), []
+    layer, outputs = resolve_layer(model, layer), []
+    name = next(name for name, module in model.named_modules() if module is layer)
     with evaluating(model), torch.no_grad():
         for network in (model, twin):
-            with capture(network.get_submodule(layer)) as captured:
+            with capture(network.get_submodule(name)) as captured:
                 logits = network(x)
             outputs.append((logits, captured.activation))
     same = all(
