@@ -45,6 +45,12 @@ def resolve_layer(model: nn.Module, layer: nn.Module | str) -> nn.Module:
     raise ValueError(f"{type(model).__name__} has no layer {layer!r}. Try one of: {', '.join(near)}")
 
 
+def layer_name(model: nn.Module, layer: nn.Module | str) -> str:
+    """By which the layer is found in a copy of the model, too. Raises ValueError as `resolve_layer`."""
+    wanted = resolve_layer(model, layer)
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout, fixed batch norm) inside the block; every module's own mode is restored after it."""
@@ -198,7 +204,7 @@ def split(model: nn.Module, layer: nn.Module | str) -> tuple[Callable, Callable]
 
 
 def folded(model: nn.Module, layer: nn.Module | str, x: Tensor) -> nn.Module:
-    """A frozen copy with its batch norms folded into the convolutions before them: the same, in two thirds of the time.
+    """A frozen copy with its batch norms folded into the convolutions before them: the same function, in less time.
 
     Modules keep their names; a batch norm becomes what it has behind it, timm's activation or nothing. For many passes of a
     network whose weights stay as they are. Returns `model` itself where that is not the same function: if for x (N,3,H,W), which
@@ -213,8 +219,7 @@ def folded(model: nn.Module, layer: nn.Module | str, x: Tensor) -> nn.Module:
             before.weight, before.bias = fuse_conv_bn_weights(before.weight, before.bias, *statistics)
             twin.set_submodule(name, getattr(module, "act", nn.Identity()))
             before = None
-    layer, outputs = resolve_layer(model, layer), []
-    name = next(name for name, module in model.named_modules() if module is layer)
+    name, outputs = layer_name(model, layer), []
     with evaluating(model), torch.no_grad():
         for network in (model, twin):
             with capture(network.get_submodule(name)) as captured:

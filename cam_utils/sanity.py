@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .cams import Layer
 from .checks import check_count, check_finite, check_input, check_positive, seeded
-from .layers import resolve_layer
+from .layers import layer_name, resolve_layer
 from .models import spec_of
 from .perturb import BATCH_SIZE, channels, mask_image
 from .postprocess import heatmap
@@ -117,8 +117,7 @@ def randomisation_correlations(
             "there is nothing to randomise: name some stages, or use a model whose children have parameters"
         )
     if layer is not None:
-        module = resolve_layer(model, layer)
-        layer = next(name for name, found in model.named_modules() if found is module)
+        layer = layer_name(model, layer)
     correlations, disable, draws = [], None if progress is None else not progress, seeded(generator)
     with torch.inference_mode(False), torch.no_grad():
         trained = _maps(method, model, layer, x, target)

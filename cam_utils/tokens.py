@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_count
-from .layers import resolve_layer
+from .layers import layer_name
 
 
 def in_grid(model: nn.Module, layer: str, *, prefix: int | None = None) -> nn.Module:
@@ -19,8 +19,7 @@ def in_grid(model: nn.Module, layer: str, *, prefix: int | None = None) -> nn.Mo
     before, since the names of the layer's own change. A head that reads the class token alone does not see the patches
     of the last block: take the block before it.
     """
-    module = resolve_layer(model, layer)  # says which there are
-    layer = next(name for name, found in model.named_modules() if found is module)
+    layer = layer_name(model, layer)  # says which there are
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared)
     prefix = getattr(model, "num_prefix_tokens", 0) if prefix is None else check_count("prefix", prefix, 0)
