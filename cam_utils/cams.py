@@ -94,27 +94,29 @@ def score_cam(
     x: Tensor,
     target: Tensor,
     *,
-    batch_size: int = 8,
+    batch_size: int = 16,
     progress: bool | None = None,
 ) -> Tensor:
     """Score-CAM (Wang et al. 2020, algorithm 1): channels weighted by the logit of the image seen through them.
 
     Each channel, upsampled and min-max normalised, masks x; the softmax over channels of (logit - logit of the zero image)
-    weighs the channels. Cost: C + 2 forward passes per image, `batch_size` images in memory at a time.
-    progress: True or False switches the bar on or off; None shows it on a terminal.
+    weighs the channels. Cost: C + 2 forward passes per image, `batch_size` images in memory at a time; an image that comes
+    several times in a row, for several classes, is one. progress: True or False switches the bar; None shows it on a terminal.
     """
     layer, target = resolve_layer(model, layer), check_input(x, target)
     with evaluating(model), torch.no_grad():
         with capture(layer) as captured:
             logits_of(model, x, target=target)
         count(len(x))
-        maps, activation = [], check_finite(captured.activation, "the layer's activation")
+        maps, seen, activation = [], None, check_finite(captured.activation, "the layer's activation")
         for image, A, c in zip(x, activation, target, strict=True):
-            scores = [_logit(model, torch.zeros_like(image)[None], c)]
-            for channels in chunks(A, batch_size, "Score-CAM", progress):
-                masks = normalize(upsample(channels, image.shape[1:]))
-                scores.append(_logit(model, image * masks[:, None], c))
-            scores = torch.cat(scores)
+            if seen is None or not torch.equal(image, seen):
+                seen, logits = image, [_logits(model, torch.zeros_like(image)[None])]  # of all classes
+                for channels in chunks(A, batch_size, "Score-CAM", progress):
+                    masks = normalize(upsample(channels, image.shape[1:]))
+                    logits.append(_logits(model, image * masks[:, None]))
+                logits = torch.cat(logits)
+            scores = logits[:, c]
             weights = (scores[1:] - scores[0]).softmax(0)
             maps.append(torch.einsum("c,chw->hw", weights, A))
     return torch.stack(maps)
@@ -146,7 +148,7 @@ def ablation_cam(
             for channels in chunks(torch.arange(A.shape[1], device=A.device), batch_size, "Ablation-CAM", progress):
                 ablated = A.repeat(len(channels), 1, 1, 1)  # (M,C,h,w)
                 ablated[torch.arange(len(channels)), channels] = 0
-                scores.append(_logit(head, ablated, c))
+                scores.append(_logits(head, ablated)[:, c])
             weights = _ratio(y - torch.cat(scores), y.abs())
             maps.append(torch.einsum("c,chw->hw", weights, A[0]))
     return torch.stack(maps)
@@ -168,9 +170,9 @@ def activation_and_gradient(model: nn.Module, layer: Layer, x: Tensor, target: T
     return A.detach(), G
 
 
-def _logit(model: nn.Module, batch: Tensor, c: Tensor) -> Tensor:
+def _logits(model: nn.Module, batch: Tensor) -> Tensor:
     count(len(batch))
-    return logits_of(model, batch)[:, c]
+    return logits_of(model, batch)
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

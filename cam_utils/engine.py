@@ -11,7 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from .files import make_ready, replacing, write_file
 
 Work = Callable[[Any], tuple[list[dict], dict[str, str]]]  # payload -> rows, and {what failed: why}
 ENGINES = ("in-process", "dask")
+_shared: tuple[ExitStack, dict[int | None, str]] | None = None  # what stops the clusters; their addresses by workers
 
 
 class ExperimentError(RuntimeError):
@@ -127,6 +128,20 @@ def complete(
     return failed
 
 
+@contextmanager
+def one_cluster() -> Iterator[None]:
+    """Within it, runs share a local Dask cluster: the first that needs one starts it, and it stops at the end.
+
+    Starting one takes seconds, since every worker imports torch.
+    """
+    global _shared
+    before = _shared
+    with ExitStack() as stack:
+        stack.callback(globals().update, _shared=before)
+        _shared = stack, {}
+        yield
+
+
 def check_engine(engine: str) -> None:
     """Raises ValueError for an engine that does not exist or is not installed."""
     if engine not in ENGINES:
@@ -174,11 +189,7 @@ def _by_dask(
     import distributed
 
     with ExitStack() as stack:
-        address = scheduler
-        if scheduler is None:
-            options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-            quiet = logging.ERROR  # its warnings tell of a busy machine
-            address = stack.enter_context(distributed.LocalCluster(**options, processes=True, silence_logs=quiet))
+        address = scheduler or _local_cluster(distributed, workers, stack)
         try:
             client = stack.enter_context(distributed.Client(address, timeout=30))
         except OSError as error:
@@ -190,7 +201,7 @@ def _by_dask(
                 client.register_plugin(plugin)
             except Exception as error:
                 raise ExperimentError(f"a Dask worker cannot take part. {describe(error)}") from error
-            if scheduler is not None:
+            if scheduler is not None or _shared is not None:
                 stack.callback(_forget, client, plugin)
         try:
             yield from _handed_out(jobs, work, client, distributed.as_completed())
@@ -199,6 +210,17 @@ def _by_dask(
             dropped = isinstance(error, distributed.CancelledError) and client.status == "running"
             what = f"the Dask scheduler{where} {'has dropped a job' if dropped else 'is gone'}"
             raise ExperimentError(f"{what}; what was computed is kept: start again. {describe(error)}") from error
+
+
+def _local_cluster(distributed, workers: int | None, stack: ExitStack) -> str:
+    """The address of the cluster that is shared, or of one that `stack` will stop."""
+    stack, addresses = _shared or (stack, {})
+    if workers not in addresses:
+        options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+        quiet = logging.ERROR  # its warnings tell of a busy machine
+        cluster = stack.enter_context(distributed.LocalCluster(**options, processes=True, silence_logs=quiet))
+        addresses[workers] = cluster.scheduler_address
+    return addresses[workers]
 
 
 def _handed_out(jobs: list[Job], work: Work, client, finished) -> Iterator[tuple[Job, list[dict], dict]]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import cams, lime, plotting, postprocess, shap_cam
+from . import cams, lime, postprocess, shap_cam
 from .checks import logits_of
 from .layers import counting, evaluating, resolve_layer
 from .models import class_names, resolve_target, spec_of, tensor_of, view
@@ -59,6 +59,8 @@ class Explanation:
 
     def overlay(self, *, alpha: float = 0.5) -> Image.Image:
         """The heat map in colour over what the network saw."""
+        from . import plotting  # importing it takes a second
+
         return plotting.overlay(self.image, self.heatmap(), alpha=alpha)
 
 

@@ -17,6 +17,7 @@ from cam_utils.cams import (
     xgrad_cam,
 )
 from cam_utils.data import load_photo
+from cam_utils.layers import counting
 from cam_utils.postprocess import rectify, upsample
 from cam_utils.shap_cam import owen_cam, shap_cam
 from conftest import same_state, state_of, toy_cnn
@@ -90,6 +91,19 @@ def test_score_cam_by_hand():
     x = torch.tensor([1.0, 3.0], dtype=torch.float64).expand(1, 3, 1, 2)
     w = torch.tensor([9.0, 3.0], dtype=torch.float64).softmax(0)
     torch.testing.assert_close(score_cam(Sum(), "layer", x, 0), torch.stack([w[1], w[0]]).view(1, 1, 2))
+
+
+def test_score_cam_runs_the_network_once_for_several_classes_of_an_image(x):
+    model, same = toy_cnn("fc"), x[:1].repeat(3, 1, 1, 1)
+    images = torch.cat([same, x[1:]])
+    with counting() as counter:
+        maps = score_cam(model, "features", images, torch.cat([TARGET, TARGET[1:]]))
+    one_by_one = [
+        score_cam(model, "features", image[None], c) for image, c in zip(images, [0, 2, 1, 2, 1], strict=True)
+    ]
+    torch.testing.assert_close(maps, torch.cat(one_by_one))
+    channels = model.features(x).shape[1]
+    assert counter.total == len(images) + 3 * (channels + 1)
 
 
 def test_gap_heads_make_grad_cam_and_hires_cam_the_cam(x):

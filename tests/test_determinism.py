@@ -15,8 +15,8 @@ SURROUNDINGS = {
     "plain": {},
     "another locale, timezone and hash seed": {"LC_ALL": "C", "TZ": "Asia/Ho_Chi_Minh", "PYTHONHASHSEED": "7"},
 }
-LAYER = {"cam": "conv_head", "score_cam": "blocks.2"}  # the others at blocks.5; Score-CAM: where channels are few
-SMALL = {"shap_cam": {"samples_per_position": 1}, "lime": {"n_samples": 50}}
+LAYER = {"cam": "conv_head", "score_cam": "blocks.0"}  # the others at blocks.5; Score-CAM: where channels are few
+SMALL = {"shap_cam": {"samples_per_position": 1}, "lime": {"n_samples": 20}}
 TOLERANCE = dict.fromkeys(METHODS, 1e-4)  # in float32, of a map's largest value: what one and two threads may differ by
 TOLERANCE |= dict.fromkeys(("grad_cam_pp", "xgrad_cam"), 1e-2)  # they divide by sums that nearly cancel
 

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +26,7 @@ from torchvision.transforms import InterpolationMode
 from cam_utils import experiments, measuring, subjects
 from cam_utils.benchmark import DEVELOPMENT, fingerprint
 from cam_utils.data import load_photos, make_shapes
-from cam_utils.engine import ExperimentError, Job, complete, merge, read_shard, write_shard
+from cam_utils.engine import ExperimentError, Job, complete, merge, one_cluster, read_shard, write_shard
 from cam_utils.experiments import PROFILES, Profile, read_table, run
 from cam_utils.files import alone
 from cam_utils.games import LayerGame
@@ -534,6 +536,20 @@ def test_a_local_cluster_is_started_and_stopped(uninterrupted, tmp_path):
     pytest.importorskip("distributed")
     data, table, _ = uninterrupted
     assert same(measured(tmp_path, data, engine="dask", workers=2), table)
+
+
+@pytest.mark.slow
+def test_runs_share_a_local_cluster_that_stops_at_the_end(uninterrupted, tmp_path):
+    pytest.importorskip("distributed")
+    (data, table, _), lines = uninterrupted, []
+    with one_cluster():
+        for run in ("first", "second"):
+            assert same(measured(tmp_path / run, data, engine="dask", workers=1, say=lines.append), table)
+    first, second = (line for line in lines if "dashboard" in line)
+    assert first == second
+    port = int(re.search(r"127\.0\.0\.1:(\d+)", first)[1])
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 def test_dask_where_it_is_not(tmp_path, monkeypatch):

@@ -71,7 +71,8 @@ def test_lock_is_all_pins_and_names_no_place(lock):
 def test_every_package_in_the_lock_has_its_hashes_and_make_setup_asks_for_them():
     for pin, hashes in lock_lines():
         assert re.fullmatch(r"sha256:[0-9a-f]{64}(\s+--hash=sha256:[0-9a-f]{64})*\s*", hashes), f"{pin}: {hashes[:80]}"
-    assert "--require-hashes -r requirements.lock" in text("Makefile")
+    setup = text("Makefile").partition("\n.venv/installed:")[2]  # in two halves, and what one needs is in the lock
+    assert setup.count("$(PIP) --no-deps --require-hashes -r .venv/lock-") == 2 and "-m pip check" in setup
 
 
 def test_lock_serves_linux_and_macos(lock):
