@@ -12,7 +12,7 @@ from cam_utils import METHODS, paths
 
 SITE = paths.ROOT / "build/site"
 PAGES = sorted(str(page.relative_to(SITE)) for page in SITE.rglob("*.html"))
-WIDTHS = {"phone": (390, 844), "desk": (1280, 900)}
+WINDOWS = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 900}}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,10 @@ def origin():
         server.shutdown()
 
 
-@pytest.fixture(params=WIDTHS)
-def tab(browser, request):
-    """An empty tab of that width; at the end nothing may have failed in it, and no request gone elsewhere."""
-    width, height = WIDTHS[request.param]
-    context = browser.new_context(viewport={"width": width, "height": height})
+@pytest.fixture
+def tab(browser):
+    """An empty tab that remembers its requests, and which of them have failed."""
+    context = browser.new_context(viewport=WINDOWS["phone"])
     tab = context.new_page()
     tab.requested, tab.failed = [], []
     tab.on("request", lambda r: tab.requested.append(r.url))
@@ -64,7 +63,9 @@ def test_page(tab, origin, page):
     open_page(tab, origin + page)
     assert tab.failed == []
     assert [url for url in tab.requested if not url.startswith((origin, "data:", "blob:"))] == []
-    assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, "the page scrolls sideways"
+    for window in WINDOWS.values():
+        tab.set_viewport_size(window)
+        assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, "the page scrolls sideways"
     images = tab.evaluate("[...document.images].map(img => [img.src, img.alt.trim(), img.naturalWidth])")
     no_alt = [
         src for src, alt, _ in images if not alt or alt.endswith(".png")
@@ -132,8 +133,7 @@ def test_search_finds_shapley(tab, origin, scheme):
 
 def test_navigation_on_the_phone(browser, origin):
     """The sidebar opens by its button and leads to a notebook."""
-    width, height = WIDTHS["phone"]
-    tab = browser.new_page(viewport={"width": width, "height": height})
+    tab = browser.new_page(viewport=WINDOWS["phone"])
     tab.goto(origin)
     link = tab.locator(".sidebar-tree a", has_text="06 ·")
     assert not link.is_visible() or link.bounding_box()["x"] < 0
