@@ -9,10 +9,10 @@ MODULES :=
 # a file at a time in each of two processes, in the order given
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 # the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones; two run at a time,
-# and their threads must not wait by spinning; the last come first, since 07 takes as long as the others together
+# and their threads must not wait by spinning
 NBVAL := PYTHONPATH=tests PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline GOMP_SPINCOUNT=0 \
 	$(PY) -m pytest $(BY_FILE) -p nbval_numbers --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
-	--nbval-cell-timeout=1800 $$(ls -r notebooks/*.ipynb)
+	--nbval-cell-timeout=1800 notebooks
 
 # as in cam_utils/notebooks.py: glibc keeps the memory of large tensors, which halves the time of batches, and threads that
 # wait for each other leave the processor to others soon
