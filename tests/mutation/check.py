@@ -21,12 +21,14 @@ ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "mutation"
 NOTICED = 0.85  # at least this share
 UNTRIED = "was not tried"
-# without its second run of the unchanged code: the one that finds out which test covers what has just passed
+# without two runs before the mutants': of the unchanged code, since the one that finds out which test covers what has just
+# passed, and of code that fails everywhere, since the mutants that are noticed show as much
 MUTMUT = """
 from mutmut.__main__ import cli
 from mutmut.workers.isolation import ForkServerRunner
 
 ForkServerRunner.run_clean_tests = lambda self, tests: 0
+ForkServerRunner.run_forced_fail = lambda self: 1
 cli()
 """
 STATES = {
