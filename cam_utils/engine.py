@@ -189,7 +189,7 @@ def _by_dask(
     import distributed
 
     with ExitStack() as stack:
-        address = scheduler or _local_cluster(distributed, workers, stack)
+        address = _local_cluster(distributed, workers, stack) if scheduler is None else scheduler
         try:
             client = stack.enter_context(distributed.Client(address, timeout=30))
         except OSError as error:
