@@ -136,10 +136,12 @@ def one_cluster() -> Iterator[None]:
     """
     global _shared
     before = _shared
-    with ExitStack() as stack:
-        stack.callback(globals().update, _shared=before)
-        _shared = stack, {}
-        yield
+    try:
+        with ExitStack() as stack:
+            _shared = stack, {}
+            yield
+    finally:
+        _shared = before
 
 
 def check_engine(engine: str) -> None:

@@ -61,11 +61,11 @@ def test_the_site_has_a_page_for_every_notebook_and_every_module():
 @pytest.mark.parametrize("page", PAGES)
 def test_page(tab, origin, page):
     open_page(tab, origin + page)
-    assert tab.failed == []
-    assert [url for url in tab.requested if not url.startswith((origin, "data:", "blob:"))] == []
     for window in WINDOWS.values():
         tab.set_viewport_size(window)
         assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, "the page scrolls sideways"
+    assert tab.failed == []
+    assert [url for url in tab.requested if not url.startswith((origin, "data:", "blob:"))] == []
     images = tab.evaluate("[...document.images].map(img => [img.src, img.alt.trim(), img.naturalWidth])")
     no_alt = [
         src for src, alt, _ in images if not alt or alt.endswith(".png")
@@ -121,8 +121,10 @@ def test_methods_notebooks_and_functions_are_linked(browser, origin):
     tab.close()
 
 
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("scheme", ["http", "file"])
-def test_search_finds_shapley(tab, origin, scheme):
+def test_search_finds_shapley(tab, origin, scheme, window):
+    tab.set_viewport_size(WINDOWS[window])
     root = origin if scheme == "http" else f"{SITE.as_uri()}/"
     tab.goto(root + "index.html")
     tab.evaluate("document.querySelector('form.sidebar-search-container').setAttribute('target', '_self')")
