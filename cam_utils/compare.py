@@ -32,8 +32,8 @@ def compare(one: Path, other: Path, only: Iterable[str] = ()) -> tuple[int, list
     """(number of files in either folder, the differences by name). Hidden files and folders inside are left out.
 
     only: the numbers of some notebooks, such as "04", whose files are compared; those of all if empty. Pixels are compared
-    on the scale 0 to 1, numbers of a table relative to the greater of the two. Raises ValueError where a folder does not exist
-    or neither has a figure or table.
+    on the scale 0 to 1, numbers of a table relative to the greater of the two. Raises ValueError where a folder does not exist,
+    neither has a figure or table, or a file is damaged.
     """
     for folder in (one, other):
         if not folder.is_dir():
@@ -81,12 +81,21 @@ def _difference(a: Path, b: Path) -> Difference | None:
     return Difference(a.name, what, size)
 
 
+def _read(file: Path, read):
+    try:
+        return read(file)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is damaged ({error}): restore it (git checkout), or run its notebook again") from None
+
+
 def _same_bytes(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
 
 
 def _pixels(a: Path, b: Path) -> tuple[str, float]:
-    first, second = (np.asarray(Image.open(file).convert("RGBA"), dtype=float) / 255 for file in (a, b))
+    first, second = (
+        _read(file, lambda file: np.asarray(Image.open(file).convert("RGBA"), dtype=float) / 255) for file in (a, b)
+    )
     if first.shape != second.shape:
         (h, w), (k, v) = first.shape[:2], second.shape[:2]
         return f"{w}×{h} pixels / {v}×{k}", math.inf
@@ -111,7 +120,7 @@ def _text(a: Path, b: Path) -> tuple[str, float]:
 
 
 def _cells(a: Path, b: Path) -> tuple[str, float]:
-    first, second = (pd.read_csv(file, dtype=str, keep_default_na=False) for file in (a, b))
+    first, second = (_read(file, lambda file: pd.read_csv(file, dtype=str, keep_default_na=False)) for file in (a, b))
     if list(first) != list(second) or len(first) != len(second):
         shapes = " / ".join(f"{len(table)} rows of {', '.join(table)}" for table in (first, second))
         return f"other rows or columns: {shapes}", math.inf

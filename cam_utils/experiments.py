@@ -145,11 +145,18 @@ def read_table(file: str | Path) -> pd.DataFrame:
 
     set, model, layer, image; target, label: the explained and the true class id (missing where unknown); score: the target's
     probability; method ("reference": converged Shapley values); metric, value; seconds, evaluations: of the method for one map.
+    Raises ValueError for a file that is damaged or has other columns.
     """
-    # as text first: an image may be called NA, and Python reads floats exactly
-    text = pd.read_csv(file, dtype=str, keep_default_na=False)
-    text["label"] = text["label"].where(text["label"] != "").astype("Int64")
-    return text.astype({"target": int, "score": float, "value": float, "seconds": float, "evaluations": float})
+    try:  # as text first: an image may be called NA, and Python reads floats exactly
+        text = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if tuple(text) != COLUMNS:
+            raise ValueError(f"its columns are {', '.join(text)}")
+        text["label"] = text["label"].where(text["label"] != "").astype("Int64")
+        return text.astype({"target": int, "score": float, "value": float, "seconds": float, "evaluations": float})
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged or of another version ({error}): restore it, or make it again with the experiments' own command"
+        ) from None
 
 
 def plan(

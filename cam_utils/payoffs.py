@@ -8,7 +8,9 @@ from torch import Tensor
 from .checks import single
 
 _ROUNDINGS = 16  # from 1: differences of probabilities that are closer have hardly a digit left
-_VANISHING = 1e-12  # probabilities below vary by powers of ten: their mean hangs on a few coalitions
+_VANISHING = (
+    1e-12  # probabilities below, and distances from 1, vary by powers of ten: their mean hangs on a few coalitions
+)
 
 
 class SaturationWarning(UserWarning):
@@ -39,17 +41,20 @@ def payoff_of(logits: Tensor, target: int, payoff: str) -> Tensor:
 
 
 def is_saturated(probabilities: Tensor) -> bool:
-    """Whether all of them are 1 up to a few roundings, or all of them vanish."""
-    nearly_one = 1 - _ROUNDINGS * torch.finfo(probabilities.dtype).eps
-    return bool((probabilities > nearly_one).all() or (probabilities < _VANISHING).all())
+    """Whether all of them are 1, up to a few roundings or 1e-12, or all of them vanish."""
+    return bool((probabilities >= 1 - _gap(probabilities)).all() or (probabilities < _VANISHING).all())
 
 
 def warn_of_saturation(probabilities: Tensor, target: int) -> None:
     """Warn that the probability of the class `target` is next to 1, or to 0, whatever is hidden."""
-    if probabilities[0] > 0.5:
-        what = "is 1 up to rounding, whatever is hidden: its differences are noise, and so is the map"
-    else:
-        what = (
-            f"is below {_VANISHING:.0e}, whatever is hidden: its differences hang on a few coalitions, as does the map"
-        )
-    warnings.warn(f'the probability of class {target} {what}. Take payoff="log_odds".', SaturationWarning, stacklevel=2)
+    where = f"within {_gap(probabilities):.0e} of 1" if probabilities[0] > 0.5 else f"below {_VANISHING:.0e}"
+    warnings.warn(
+        f"the probability of class {target} is {where}, whatever is hidden: its differences hang on rounding or on a few "
+        'coalitions, and so does the map. Take payoff="log_odds".',
+        SaturationWarning,
+        stacklevel=2,
+    )
+
+
+def _gap(probabilities: Tensor) -> float:
+    return max(_ROUNDINGS * torch.finfo(probabilities.dtype).eps, _VANISHING)

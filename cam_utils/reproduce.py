@@ -95,14 +95,18 @@ def reproduce(
                 made[slug] = entry | {"files": {file.name: _sha256(file) for file in pair}}
                 staged |= {file.name: file for file in pair}
             say(f"{label}: {seconds:.1f} s, figures: {len(files)}")
-        stale = _stale(figures, old["figures"], made, kept, prune)
         tables = {file.name: file for notebook in notebooks for file in _tables(notebook, staged_in)}
+        numbers = {notebook.number for notebook in notebooks}
+        noted = {t: sum for t, sum in old["tables"].items() if only and t.partition("_")[0] not in numbers}
+        stale = _stale(figures, results, old["figures"], made, kept, noted, prune)
+        noted |= {name: _sha256(file) for name, file in tables.items()}
         manifest = {"versions": versions, "figures": dict(sorted((kept | made).items()))}
+        manifest |= {"tables": dict(sorted(noted.items()))}
         record = staged_in / "manifest.json"
         write_file(record, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        _publish(figures, staged | {record.name: record}, stale)
         if tables:
             _publish(results, tables)
+        _publish(figures, staged | {record.name: record}, stale)
         for notebook in notebooks if write_back else ():
             write_outputs(executed / notebook.path.name, notebook.path)
     _report(figures.relative_to(root), old["figures"], made, stale, say)
@@ -199,13 +203,17 @@ def _tables(notebook: Notebook, staging: Path) -> list[Path]:
     return files
 
 
-def _stale(figures: Path, old: dict, made: dict, kept: dict, prune: bool) -> list[str]:
-    """The files in `figures` that no notebook makes (any more); an error unless they are to be pruned."""
+def _stale(figures: Path, results: Path, old: dict, made: dict, kept: dict, noted: dict, prune: bool) -> list[str]:
+    """The files in `figures` that no notebook makes (any more); an error unless they are to be pruned.
+
+    An error as well where figures or tables that are kept are not as the manifest noted them.
+    """
     present = {file.name for file in figures.glob("[!.]*") if file.is_file()} - {"manifest.json"}
-    claimed = sorted(claim for entry in kept.values() for claim in entry["files"].items())
-    lost = [name for name, digest in claimed if name not in present or _sha256(figures / name) != digest]
+    claimed = [(figures / name, digest) for entry in kept.values() for name, digest in entry["files"].items()]
+    claimed += [(results / name, digest) for name, digest in noted.items()]
+    lost = sorted(file.name for file, digest in claimed if not file.is_file() or _sha256(file) != digest)
     if lost:  # or replaced by a run that was killed before it came to the manifest
-        raise ReproductionError(f"not in figures/ as the manifest says: {', '.join(lost)}. Run all notebooks.")
+        raise ReproductionError(f"not as figures/manifest.json says: {', '.join(lost)}. Run all notebooks.")
     gone = sorted(set(old) - set(made) - set(kept))
     known = {name for entry in [*made.values(), *kept.values()] for name in entry["files"]}
     stale = sorted(present - known)
@@ -222,10 +230,10 @@ def read_manifest(figures: Path) -> dict:
     """What figures/manifest.json says; nothing where there is none. Raises ReproductionError for a damaged one."""
     file = figures / "manifest.json"
     if not file.exists():
-        return {"versions": {}, "figures": {}}
+        return {"versions": {}, "figures": {}, "tables": {}}
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        whole = isinstance(manifest["versions"], dict) and all(
+        manifest = {"tables": {}} | json.loads(file.read_text(encoding="utf-8"))
+        whole = all(isinstance(manifest[part], dict) for part in ("versions", "tables")) and all(
             isinstance(entry["notebook"], str) and isinstance(entry["files"], dict)
             for entry in manifest["figures"].values()
         )

@@ -1,5 +1,10 @@
 """Shared fixtures: a seeded float64 toy CNN small enough to check by hand, and the real network."""
 
+import ctypes
+import os
+import sys
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -66,9 +71,28 @@ def state_of(model: nn.Module) -> list:
     modules = [
         (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()
     ]
-    parameters = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    parameters = [(p.requires_grad, None if p.grad is None else p.grad._version) for p in model.parameters()]
     return [modules, parameters, [value.clone() for value in model.state_dict().values()]]
 
 
 def same_state(a: list, b: list) -> bool:
     return a[:2] == b[:2] and all(torch.equal(v, w) for v, w in zip(a[2], b[2], strict=True))
+
+
+@contextmanager
+def no_superuser():
+    """Let permissions hold for this process as for anybody."""
+    if os.geteuid():
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("the superuser may write everywhere here")
+    system, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)  # of this process
+    before, now = ((ctypes.c_uint32 * 6)() for _ in range(2))
+    assert system.capget(header, before) == system.capget(header, now) == 0
+    now[0] &= ~0b110  # effective: no CAP_DAC_OVERRIDE, no CAP_DAC_READ_SEARCH
+    assert system.capset(header, now) == 0
+    try:
+        yield
+    finally:
+        assert system.capset(header, before) == 0

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
-from cam_utils import benchmark, language, paths, reproduce, subjects
+from cam_utils import benchmark, language, measuring, paths, reproduce, subjects
 from cam_utils.cli import parse_parameters
 from cam_utils.data import load_photos
 from cam_utils.engine import Job, complete, read_shard
@@ -34,6 +34,7 @@ from cam_utils.shapes import CLASS_NAMES
 from cam_utils.shapley import Estimate
 from cam_utils.training import shapes_net
 from conftest import toy_cnn
+from kinds_images import encoded
 from test_cli import run
 from test_reproduce import write
 
@@ -734,7 +735,48 @@ def test_a_terminal_without_letters_beyond_ascii(place):
     assert "class 0" in done.stdout.decode() and Path("con mèo_owen_cam.png").exists()
 
 
+COMPARED = {  # kind: what is in a figure or table of one of two runs
+    "a figure cut short": ("01_map.png", encoded("PNG")[:-30]),
+    "a figure that is none": ("01_map.png", b"\x89PNG\r\n\x1a\n"),
+    "an empty table": ("07_ranks.csv", b""),
+    "a table with a longer row": ("07_ranks.csv", b"a,b\n1,2\n1,2,3\n"),
+    "a table that is not UTF-8": ("07_ranks.csv", b"method,mean\ncam,\xe9\n"),
+}
+
+
+@pytest.mark.parametrize("kind", COMPARED)
+def test_a_damaged_figure_or_table_is_named_with_the_way_out(kind, place, monkeypatch, capsys):
+    name, content = COMPARED[kind]
+    whole = encoded("PNG") if name.endswith("png") else b"method,mean\ncam,1\n"
+    for folder, data in (("one", whole), ("other", content)):
+        Path(folder).mkdir()
+        Path(folder, name).write_bytes(data)
+    before = contents(place)
+    result = run(monkeypatch, capsys, "compare", "one", "other")
+    assert refused(result, f"{name} is damaged (") and refused(result, "restore it")
+    assert contents(place) == before
+
+
+HEADER = ",".join(measuring.COLUMNS).encode() + b"\n"
+EXPERIMENTS = {  # kind: what is in experiments.csv
+    "empty experiments": b"",
+    "experiments of other columns": b"set,model,image,value\nphotos,a,b,1\n",
+    "experiments with a word for a value": HEADER + b"photos,a,b,c,1,1,0.5,lime,increase,half,1,1\n",
+    "experiments with a word for a class": HEADER + b"photos,a,b,c,cat,1,0.5,lime,increase,0,1,1\n",
+    "experiments with a row cut short": HEADER + b"photos,a,b,c,1,1\n",
+    "experiments that are not UTF-8": HEADER + b"photos,\xe9,b,c,1,1,0.5,lime,increase,0,1,1\n",
+}
+
+
+@pytest.mark.parametrize("kind", EXPERIMENTS)
+def test_damaged_experiments_are_named_with_the_way_out(kind, place):
+    Path("experiments.csv").write_bytes(EXPERIMENTS[kind])
+    with pytest.raises(ValueError, match=r"experiments.csv is damaged or of another version \(.*restore it, or make"):
+        read_table("experiments.csv")
+
+
 TABLES = (
+    *(COMPARED, EXPERIMENTS),
     *(EXPLAIN, SEVERAL, COMMANDS, MANIFESTS, NOTEBOOKS, PARAMETERS, SHARDS, REFERENCES, KEPT, CATALOGUES, TEXTS),
     *(PHOTOS, VARIABLES, RIGHT, {"a terminal without letters beyond ASCII": None}),
 )
@@ -742,4 +784,4 @@ TABLES = (
 
 def test_the_kinds_are_so_many():
     kinds = {kind for table in TABLES for kind in table}
-    assert len(kinds) == sum(map(len, TABLES)) == 227
+    assert len(kinds) == sum(map(len, TABLES)) == 238

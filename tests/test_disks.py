@@ -1,6 +1,5 @@
 """Full disks and folders that may not be written: every writer says so, and leaves what was there."""
 
-import ctypes
 import errno
 import os
 import resource
@@ -25,6 +24,7 @@ from cam_utils.files import WriteError
 from cam_utils.notebooks import ReproductionError, write_outputs
 from cam_utils.plotting import new_figure, save_figure
 from cam_utils.shapley import Estimate
+from conftest import no_superuser
 from test_experiments import toy
 from test_faults import figures
 from test_reproduce import contents, write
@@ -175,25 +175,6 @@ def test_an_executed_notebook_that_cannot_be_written_is_none(tmp_path, monkeypat
 
 
 # folders that may not be written
-
-
-@contextmanager
-def no_superuser():
-    """Let permissions hold for this process as for anybody."""
-    if os.geteuid():
-        yield
-        return
-    if sys.platform != "linux":
-        pytest.skip("the superuser may write everywhere here")
-    system, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)  # of this process
-    before, now = ((ctypes.c_uint32 * 6)() for _ in range(2))
-    assert system.capget(header, before) == system.capget(header, now) == 0
-    now[0] &= ~0b110  # effective: no CAP_DAC_OVERRIDE, no CAP_DAC_READ_SEARCH
-    assert system.capset(header, now) == 0
-    try:
-        yield
-    finally:
-        assert system.capset(header, before) == 0
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Classes that are next to certain or next to impossible: who is right there, and who says that it is not."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -77,7 +78,7 @@ def test_a_single_output_has_nothing_to_be_compared_with(x, payoff):
         assert METHODS[method](model, "features", x[:1], 0, payoff="logit", **options).isfinite().all()
 
 
-@pytest.mark.parametrize("likely, says", [(True, "class {} is 1 up to rounding"), (False, "class {} is below 1e-12")])
+@pytest.mark.parametrize("likely, says", [(True, "class {} is within 2e-06 of 1"), (False, "class {} is below 1e-12")])
 @pytest.mark.parametrize("method", ["shap_cam", "owen_cam", "lime"])
 @pytest.mark.parametrize("head, layer", HEADS)
 def test_a_saturated_probability_is_named_once_and_the_way_out_is_too(head, layer, method, likely, says):
@@ -92,6 +93,26 @@ def test_a_saturated_probability_is_named_once_and_the_way_out_is_too(head, laye
         warnings.simplefilter("error")
         for payoff in ("log_odds", "logit"):
             assert METHODS[method](model, layer, x, target, payoff=payoff, **few).isfinite().all()
+
+
+@pytest.mark.parametrize("gap, warned", [(1e-12, True), (3e-13, True), (1e-11, False)])
+@pytest.mark.parametrize("method", ["shap_cam", "owen_cam", "lime"])
+@pytest.mark.parametrize("head, layer", HEADS)
+def test_one_minus_1e_12_is_warned_of_in_float64_too(head, layer, method, gap, warned):
+    """An adversary's network: whatever is hidden, the probability is 1 - gap, up to hundredths of the gap."""
+    model, x, target, _ = confident(head, 1e-3, torch.float64)
+    logits = model(x)[0]
+    others = torch.cat([logits[:target], logits[target + 1 :]]).logsumexp(0)
+    model.classifier[-1].bias.data[target] += others - logits[target] - math.log(gap) + 0.05
+    assert 0.9 * gap < 1 - model(x).softmax(1)[0, target] < gap
+    few = {"shap_cam": {"samples_per_position": 2}, "lime": {"n_samples": 8, "n_segments": 4}}.get(method, {})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        METHODS[method](model, layer, x, target, **few)
+    assert [w.category for w in caught] == [SaturationWarning] * warned
+    if warned:
+        assert f"class {target} is within 1e-12 of 1" in str(caught[0].message)
+        assert 'payoff="log_odds"' in str(caught[0].message)
 
 
 def test_a_game_warns_once_and_only_where_several_coalitions_are_saturated():
@@ -126,7 +147,7 @@ def test_a_game_that_is_certain_at_both_ends_only_does_not_warn(x, monkeypatch):
 def test_explain_passes_the_warning_on(lite0, layer):
     image, certain = load_photo("dog"), copy.deepcopy(lite0)
     certain.classifier.bias.data[image.target] += 100
-    with pytest.warns(SaturationWarning, match=f"class {image.target} is 1 up to rounding"):
+    with pytest.warns(SaturationWarning, match=f"class {image.target} is within 2e-06 of 1"):
         result = explain(certain, image.path, layer=layer)
     assert result.score == 1 and result.map.isfinite().all()
     with warnings.catch_warnings():

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pickle import UnpicklingError
 
+import nbformat
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -121,13 +123,16 @@ class Bomb:
         return open, (str(self.file), "w")
 
 
-@pytest.mark.parametrize("load", ["registry", "file", "kept"])
-def test_weights_that_are_a_program_are_not_run(load, tmp_path):
-    file = tmp_path / "pooling-0.pt"
+@pytest.mark.parametrize("load", ["tf_efficientnet_lite0", "resnet18", "file", "kept"])
+def test_weights_that_are_a_program_are_not_run(load, tmp_path, monkeypatch):
+    file = tmp_path / ("resnet18-f37072fd.pth" if load == "resnet18" else "pooling-0.pt")
     torch.save({"state": Bomb(tmp_path / "ran")}, file)
-    if load == "registry":
+    if load in REGISTRY:
         with pytest.raises(ValueError, match="sha256"):
-            load_model(weights=file)
+            load_model(load, weights=file)
+        monkeypatch.setattr("cam_utils.models._check_sha256", lambda file, start: None)  # of the very sum expected
+        with pytest.raises(UnpicklingError, match="Weights only load failed"):
+            load_model(load, weights=file)
     elif load == "file":
         with pytest.raises(ValueError, match="may run any"):
             open_model("timm:resnet10t", weights=file)
@@ -173,12 +178,16 @@ def test_arrays_and_weights_are_read_and_written_without_pickle():
     wanted = {"torch.load": "weights_only=True"} | dict.fromkeys(
         ("np.load", "np.save", "np.savez"), "allow_pickle=False"
     )
+    sources = {file.name: file.read_text(encoding="utf-8") for file in (paths.ROOT / "cam_utils").glob("*.py")}
+    for file in (paths.ROOT / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(file, as_version=4).cells
+        sources[file.name] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     found = []
-    for file in sorted((paths.ROOT / "cam_utils").glob("*.py")):
-        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for name, source in sources.items():
+        for call in ast.walk(ast.parse(source)):
             if isinstance(call, ast.Call) and ast.unparse(call.func) in wanted:
                 found.append(ast.unparse(call.func))
-                assert wanted[found[-1]] in map(ast.unparse, call.keywords), f"{file.name}, line {call.lineno}"
+                assert wanted[found[-1]] in map(ast.unparse, call.keywords), f"{name}, line {call.lineno}"
     assert set(found) == set(wanted)
 
 
