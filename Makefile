@@ -66,10 +66,11 @@ mutants: setup ## change the methods one operation at a time: the tests must not
 notebooks: setup ## like figures, and put the fresh outputs into notebooks/, to be committed
 	@$(PY) -m cam_utils figures --write-back
 
-supply: setup ## the bill of materials (CycloneDX) and the licences of all packages, checked, in build/supply/
+supply: setup ## the bill of materials (CycloneDX) and the licences of all packages and photos, checked, in build/supply/
 	@mkdir -p build/supply
 	@$(PY) -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible -o build/supply/sbom.json $(PY)
 	@$(PY) -m piplicenses --with-system --with-urls --format=csv --output-file=build/supply/licences.csv
+	@cp data/photos/photos.csv build/supply/licences_of_photos.csv
 	@$(PY) -m pytest -q tests/test_supply.py tests/test_data.py -k "licence_on or materials or attribution"
 
 clean: ## delete build/ and caches; .venv and figures/ stay

@@ -143,7 +143,7 @@ def plot_error(found: Mapping[int, Explanation], budget: int) -> plotting.Figure
     right.axvline(budget, color="0.6", linestyle="--", linewidth=0.8)
     right.set_xscale("log", base=2)
     right.set(xlim=(BUDGETS[0] / 1.3, BUDGETS[-1] * 1.3), ylim=(0, 1.1 * max([*stated.values(), 1])))
-    right.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
+    right.set_xticks(BUDGETS, [str(b) for b in BUDGETS], rotation=45)
     right.set(xlabel="budget in head evaluations", ylabel="standard error, % of map", title=stated_error(e))
     return figure
 

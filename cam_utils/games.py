@@ -84,8 +84,7 @@ class LayerGame:
         coalitions = bool(((masks == 0) | (masks == 1)).all())
         parts = self._mixed if coalitions else self._at_layer  # on coalitions the two are one game
         with evaluating(self._model), torch.inference_mode(False), torch.no_grad():
-            values = [self._payoff(batch, parts) for batch in masks.split(self._batch(parts))]
-            values = torch.cat(values) if values else masks.new_zeros(0)
+            values = torch.cat([self._payoff(batch, parts) for batch in masks.split(self._batch(parts))])
             self._warn_if_saturated(values)
         self._count(len(masks))
         return values

@@ -8,7 +8,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import postprocess
+from .data import Photo
 from .files import write_file
 from .language import Catalogue, alternative_texts, load_catalogue, translated
 from .paths import figures_folder
@@ -196,15 +197,29 @@ def overlay(image: Image.Image, heat: Tensor, *, alpha: float = 0.5, signed: boo
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
 
 
+def credit(figure: Figure, photos: Iterable[Photo]) -> None:
+    """Author and licence of each photo, under the figure, as the licences ask."""
+    named = "; ".join(f"{photo.name}: {photo.author} ({photo.licence})" for photo in photos)
+    figure.supxlabel(textwrap.fill(f"Photos, cropped. {named}", 130, break_on_hyphens=False), fontsize=6)
+
+
 def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, side: str = "right") -> None:
-    """A small label beside each point {name: (x, y)}; those that would cover each other part. Limits and scales must be set."""
-    sign, pixels = 1 if side == "right" else -1, {name: ax.transData.transform(place) for name, place in points.items()}
+    """A small label beside each point {name: (x, y)}, on its other side where it would cover another point; labels that would
+    cover each other part. Limits and scales must be set.
+    """
+    pixels = {name: ax.transData.transform(place) for name, place in points.items()}
+    sign = dict.fromkeys(points, 1 if side == "right" else -1)
+    for a in points:
+        apart = [(pixels[b] - pixels[a]) * (sign[a], 1) for b in points]
+        if any(2 < x < 60 and abs(y) < 8 for x, y in apart):
+            sign[a] *= -1
     names = sorted(points, key=lambda name: tuple(pixels[name][::-1]))
     close = [(a, b) for j, b in enumerate(names) for a in names[:j] if abs(pixels[a][0] - pixels[b][0]) < 75]
+    close = [(a, b) for a, b in close if sign[a] == sign[b]]
     for _ in range(1000):  # each pair that overlaps parts by half, which ends where no other is in the way
         overlaps = 0
         for a, b in close:
-            overlap = max(0, 10 - (pixels[b][1] - pixels[a][1]))
+            overlap = max(0, 11 - (pixels[b][1] - pixels[a][1]))
             pixels[a][1] = max(pixels[a][1] - overlap / 2, ax.bbox.y0)
             pixels[b][1] = min(pixels[b][1] + overlap / 2, ax.bbox.y1)
             overlaps = max(overlaps, overlap)
@@ -212,7 +227,7 @@ def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, side: s
             break
     for name in names:
         place, (x, y) = points[name], pixels[name]
-        at = ax.transData.inverted().transform((x + 6 * sign, y))
-        style = {"fontsize": 6, "va": "center", "ha": "left" if sign > 0 else "right"}
+        at = ax.transData.inverted().transform((x + 9 * sign[name], y))
+        style = {"fontsize": 7, "va": "center", "ha": "left" if sign[name] > 0 else "right"}
         style["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 2}
         ax.annotate(name, place, xytext=at, color="0.1", **style)

@@ -6,10 +6,12 @@ from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from skimage.color import rgb2lab
 
+from cam_utils.data import load_photos
 from cam_utils.language import alternative_texts
 from cam_utils.plotting import (
     DIVERGING,
     SEQUENTIAL,
+    credit,
     label_points,
     new_figure,
     overlay,
@@ -104,6 +106,23 @@ def test_labels_stay_in_the_axes_and_beside_their_points_where_there_is_room(yli
     assert heights["alone"] == pytest.approx(ax.transData.transform((0.2, 0.6))[1])
     assert min(np.diff(sorted(heights.values()))) >= 9.9
     assert ax.bbox.y0 - 0.1 <= min(heights.values()) and max(heights.values()) <= ax.bbox.y1 + 0.1
+
+
+@pytest.mark.parametrize("side, other", [("right", "left"), ("left", "right")])
+def test_a_label_that_would_cover_another_point_goes_to_the_other_side(side, other):
+    (ax,) = new_figure(1, 1, height=3).axes
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    label_points(ax, {"a": (0.5, 0.5), "b": (0.52, 0.5), "c": (0.52, 0.8)}, side=side)
+    sides = {text.get_text(): text.get_ha() for text in ax.texts}
+    covering = "a" if side == "right" else "b"
+    assert sides == {name: side if name == covering else other for name in "abc"}  # ha is the text's side at the point
+
+
+def test_the_credit_names_author_and_licence_of_each_photo():
+    figure, photos = new_figure(), load_photos(["heron", "bee"])
+    credit(figure, photos)
+    text = figure.get_supxlabel()
+    assert all(f"{p.name}: {p.author} ({p.licence})" in text.replace("\n", " ") for p in photos)
 
 
 # Machado, Oliveira & Fernandes 2009, severity 1: what of linear RGB reaches an eye without one kind of cones
