@@ -6,12 +6,12 @@ NUMBERS := *7
 AT_ONCE := 1
 ONLY :=
 MODULES :=
-# a file at a time in each of two processes, in the order given
-BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
+# a file at a time in each of some processes, in the order given
+BY_FILE := --dist loadfile --no-loadscope-reorder
 # the notebooks' kernels see no progress bars, so that committed outputs can be compared with fresh ones; two run at a time,
 # and their threads must not wait by spinning
 NBVAL := PYTHONPATH=tests PYTHONHASHSEED=0 TQDM_DISABLE=1 MPLBACKEND=module://matplotlib_inline.backend_inline GOMP_SPINCOUNT=0 \
-	$(PY) -m pytest $(BY_FILE) -p nbval_numbers --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	$(PY) -m pytest -n 2 $(BY_FILE) -p nbval_numbers --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	--nbval-cell-timeout=1800 notebooks
 
 # as in cam_utils/notebooks.py: glibc keeps the memory of large tensors, which halves the time of batches, and threads that
@@ -38,7 +38,8 @@ test: setup ## lint, unit tests, and the committed outputs of the notebooks agai
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@echo "-- unit tests"
-	@$(PY) -m pytest $(BY_FILE)
+	@# a third process works while others wait for what they have started or killed
+	@$(PY) -m pytest -n 3 $(BY_FILE)
 	@echo "-- notebooks"
 	@$(NBVAL)
 

@@ -107,7 +107,7 @@ def test_layout():
     assert (paths.ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run is not executable"
     commands = " ".join(re.findall("^make (.*)", text(".ci/run"), re.MULTILINE))
     targets = [word for word in re.sub('".*?"', "", commands).split() if word.isalnum()]
-    assert targets == "setup browser test e2e figures mutants determinism".split()
+    assert targets == "setup browser test e2e figures mutants supply determinism".split()
     assert "nbstripout" not in text(".pre-commit-config.yaml"), "outputs of notebooks are committed"
 
 
