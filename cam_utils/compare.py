@@ -84,6 +84,8 @@ def _difference(a: Path, b: Path) -> Difference | None:
 def _read(file: Path, read):
     try:
         return read(file)
+    except PermissionError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} is damaged ({error}): restore it (git checkout), or run its notebook again") from None
 

@@ -8,9 +8,8 @@ from torch import Tensor
 from .checks import single
 
 _ROUNDINGS = 16  # from 1: differences of probabilities that are closer have hardly a digit left
-_VANISHING = (
-    1e-12  # probabilities below, and distances from 1, vary by powers of ten: their mean hangs on a few coalitions
-)
+# below, probabilities and distances from 1 vary by powers of ten: their mean hangs on a few coalitions
+_VANISHING = 1e-12
 
 
 class SaturationWarning(UserWarning):

@@ -211,7 +211,8 @@ def label_points(ax: Axes, points: Mapping[str, tuple[float, float]], *, side: s
     sign = dict.fromkeys(points, 1 if side == "right" else -1)
     for a in points:
         apart = [(pixels[b] - pixels[a]) * (sign[a], 1) for b in points]
-        if any(2 < x < 60 and abs(y) < 8 for x, y in apart):
+        ahead, behind = (any(2 < s * x < 60 and abs(y) < 8 for x, y in apart) for s in (1, -1))
+        if ahead and not behind:
             sign[a] *= -1
     names = sorted(points, key=lambda name: tuple(pixels[name][::-1]))
     close = [(a, b) for j, b in enumerate(names) for a in names[:j] if abs(pixels[a][0] - pixels[b][0]) < 75]

@@ -104,9 +104,7 @@ def reproduce(
         manifest |= {"tables": dict(sorted(noted.items()))}
         record = staged_in / "manifest.json"
         write_file(record, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        if tables:
-            _publish(results, tables)
-        _publish(figures, staged | {record.name: record}, stale)
+        _publish(figures, staged | {record.name: record}, stale, results, tables)
         for notebook in notebooks if write_back else ():
             write_outputs(executed / notebook.path.name, notebook.path)
     _report(figures.relative_to(root), old["figures"], made, stale, say)
@@ -246,11 +244,22 @@ def read_manifest(figures: Path) -> dict:
     return manifest
 
 
-def _publish(folder: Path, staged: dict[str, Path], stale: list[str] = ()) -> None:
-    """Put the files {name: where it is} into `folder`, in their order, then delete those that are stale."""
+def _publish(
+    folder: Path,
+    staged: dict[str, Path],
+    stale: list[str] = (),
+    results: Path | None = None,
+    tables: dict | None = None,
+) -> None:
+    """Put the files {name: where it is} into `folder`, in their order, then delete those that are stale.
+
+    tables: likewise into `results`, once there is room for all, and before the first of the others has its place.
+    """
     with replacing_all([folder / name for name in staged]) as temporaries:
         for file, temporary in zip(staged.values(), temporaries, strict=True):
             shutil.copyfile(file, temporary)
+        if tables:
+            _publish(results, tables)
     for name in stale:
         (folder / name).unlink()
 

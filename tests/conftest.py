@@ -71,7 +71,9 @@ def state_of(model: nn.Module) -> list:
     modules = [
         (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()
     ]
-    parameters = [(p.requires_grad, None if p.grad is None else p.grad._version) for p in model.parameters()]
+    parameters = [
+        (p.requires_grad, None if p.grad is None else (p.grad._version, p.grad.data_ptr())) for p in model.parameters()
+    ]
     return [modules, parameters, [value.clone() for value in model.state_dict().values()]]
 
 

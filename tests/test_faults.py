@@ -119,6 +119,25 @@ def test_a_run_killed_at_any_step_leaves_old_or_new_files_and_the_next_completes
     assert found == new and step > 60 and mixed > 5 and refused > 3
 
 
+@pytest.mark.parametrize("name", ["01_a.png", "manifest.json", "02_table.csv"])
+def test_a_disk_that_fills_while_files_are_copied_leaves_figures_and_tables(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "run", run_here)
+    root = old_and_new(tmp_path, "old")
+    figures(root)
+    before, copy = published(root), shutil.copyfile
+
+    def full(source, target):
+        if os.path.basename(target) == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copy(source, target)
+
+    old_and_new(root, "new")
+    with monkeypatch.context() as patch, pytest.raises(WriteError, match="No space left"):
+        patch.setattr(shutil, "copyfile", full)
+        figures(root)
+    assert published(root) == before and not left_over(root)
+
+
 def test_the_next_run_deletes_what_dead_processes_left_and_spares_the_living(tmp_path):
     def die():
         with replacing(tmp_path / "a.txt") as temporary:

@@ -1,4 +1,4 @@
-"""Ten thousand calls of everything, a quarter of which fail somewhere inside, and nothing is left behind by any of them.
+"""Ten thousand calls of everything, a fifth of which fail somewhere inside, and nothing is left behind by any of them.
 
 Small networks of seven forms, made and given up again; every method, metric, estimator and game, `explain` and `split`. Failures
 are put at random places, drawn from one seed: an exception, an interrupt, a full memory or NaN in a module's forward or backward,
