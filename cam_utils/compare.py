@@ -5,8 +5,9 @@ speaks for the PDF of the same figure, and the cells of a table.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,8 @@ def _difference(a: Path, b: Path) -> Difference | None:
     return Difference(a.name, what, size)
 
 
-def _read(file: Path, read):
+def _read(file: Path, read: Callable):
+    """read(file); ValueError with the way out where the file is damaged."""
     try:
         return read(file)
     except PermissionError:
@@ -94,10 +96,12 @@ def _same_bytes(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
 
 
+def _rgba(file: Path) -> Image.Image:
+    return Image.open(file).convert("RGBA")
+
+
 def _pixels(a: Path, b: Path) -> tuple[str, float]:
-    first, second = (
-        _read(file, lambda file: np.asarray(Image.open(file).convert("RGBA"), dtype=float) / 255) for file in (a, b)
-    )
+    first, second = (np.asarray(_read(file, _rgba), dtype=float) / 255 for file in (a, b))
     if first.shape != second.shape:
         (h, w), (k, v) = first.shape[:2], second.shape[:2]
         return f"{w}×{h} pixels / {v}×{k}", math.inf
@@ -122,7 +126,7 @@ def _text(a: Path, b: Path) -> tuple[str, float]:
 
 
 def _cells(a: Path, b: Path) -> tuple[str, float]:
-    first, second = (_read(file, lambda file: pd.read_csv(file, dtype=str, keep_default_na=False)) for file in (a, b))
+    first, second = (_read(file, partial(pd.read_csv, dtype=str, keep_default_na=False)) for file in (a, b))
     if list(first) != list(second) or len(first) != len(second):
         shapes = " / ".join(f"{len(table)} rows of {', '.join(table)}" for table in (first, second))
         return f"other rows or columns: {shapes}", math.inf

@@ -155,7 +155,8 @@ def read_table(file: str | Path) -> pd.DataFrame:
         return text.astype({"target": int, "score": float, "value": float, "seconds": float, "evaluations": float})
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{file} is damaged or of another version ({error}): restore it, or make it again with the experiments' own command"
+            f"{file} is damaged or of another version ({error}): restore it, or make it again: "
+            "python -m cam_utils benchmark experiments"
         ) from None
 
 

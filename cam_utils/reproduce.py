@@ -97,7 +97,7 @@ def reproduce(
             say(f"{label}: {seconds:.1f} s, figures: {len(files)}")
         tables = {file.name: file for notebook in notebooks for file in _tables(notebook, staged_in)}
         numbers = {notebook.number for notebook in notebooks}
-        noted = {t: sum for t, sum in old["tables"].items() if only and t.partition("_")[0] not in numbers}
+        noted = {t: digest for t, digest in old["tables"].items() if only and t.partition("_")[0] not in numbers}
         stale = _stale(figures, results, old["figures"], made, kept, noted, prune)
         noted |= {name: _sha256(file) for name, file in tables.items()}
         manifest = {"versions": versions, "figures": dict(sorted((kept | made).items()))}

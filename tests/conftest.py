@@ -71,10 +71,13 @@ def state_of(model: nn.Module) -> list:
     modules = [
         (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()
     ]
-    parameters = [
-        (p.requires_grad, None if p.grad is None else (p.grad._version, p.grad.data_ptr())) for p in model.parameters()
-    ]
+    parameters = [(p.requires_grad, gradient_of(p)) for p in model.parameters()]
     return [modules, parameters, [value.clone() for value in model.state_dict().values()]]
+
+
+def gradient_of(parameter: nn.Parameter) -> tuple[int, int] | None:
+    """The version and the place of a parameter's gradient: who clears, replaces or adds to it changes one of them."""
+    return None if parameter.grad is None else (parameter.grad._version, parameter.grad.data_ptr())
 
 
 def same_state(a: list, b: list) -> bool:

@@ -28,6 +28,7 @@ from cam_utils.metrics import BASELINES, METRICS
 from cam_utils.models import ModelSpec
 from cam_utils.owen import owen
 from cam_utils.postprocess import heatmap
+from conftest import gradient_of
 
 CALLS, EARLY = 10_000, 2_000  # memory is compared between the two
 LIVES = 250  # calls that a network serves before it is given up
@@ -93,14 +94,9 @@ def state_of(model):
         for m in model.modules()
     ]
     tensors = [
-        (t.requires_grad, as_it_was(t.grad), t._version, t.data_ptr(), t.detach().sum().item())
-        for t in model.parameters()
+        (t.requires_grad, gradient_of(t), t._version, t.data_ptr(), t.detach().sum().item()) for t in model.parameters()
     ]
     return modules, tensors, [(b._version, b.data_ptr()) for b in model.buffers()]
-
-
-def as_it_was(gradient):
-    return None if gradient is None else (gradient._version, gradient.data_ptr())
 
 
 def process():
